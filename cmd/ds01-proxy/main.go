@@ -1,0 +1,14 @@
+// Command ds01-proxy gives every user of a server a Docker socket of their own.
+package main
+
+import (
+	"fmt"
+	"os"
+)
+
+func main() {
+	if err := newRoot().Execute(); err != nil {
+		fmt.Fprintln(os.Stderr, "ds01-proxy:", err)
+		os.Exit(1)
+	}
+}

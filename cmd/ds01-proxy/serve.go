@@ -1,0 +1,301 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/ds01/ds01-proxy/proxy"
+	"github.com/ds01/ds01-proxy/proxy/audit"
+	"github.com/ds01/ds01-proxy/proxy/engine"
+	"github.com/ds01/ds01-proxy/proxy/peercred"
+	"github.com/ds01/ds01-proxy/proxy/users"
+)
+
+func newServe() *cobra.Command {
+	var flags configFlags
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Serve users on their sockets",
+		Long: `Serves one socket per user and a shared one until it is told to stop. It keeps
+running while the Engine is down and answers again as soon as the Engine does.`,
+		Example: `  ds01-proxy serve
+  ds01-proxy serve --engine unix:///run/docker.sock --run-dir /tmp/d --state-dir /tmp/d --user alice --user bob`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := flags.load(cmd)
+			if err != nil {
+				return err
+			}
+			if err := requireRoot("serve"); err != nil {
+				return err
+			}
+			// Users must be able to reach their sockets, whatever root's umask is.
+			syscall.Umask(0o022)
+			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
+			defer stop()
+			d, err := newDaemon(c)
+			if err != nil {
+				return err
+			}
+			return d.run(ctx)
+		},
+	}
+	flags.register(cmd)
+	return cmd
+}
+
+// A daemon is a running proxy with all that it is wired to.
+type daemon struct {
+	config    *config
+	log       *zap.Logger
+	index     *engine.Index
+	directory *users.Directory
+	server    *proxy.Server
+	sockets   *proxy.Sockets
+	metrics   *prometheus.Registry
+	// closers run in reverse when the daemon ends.
+	closers []func() error
+	// lastProblem keeps the same complaint from being logged at every refresh.
+	lastProblem string
+	groups      *groups
+}
+
+// flushEvery is how long an audit record may wait in memory.
+const flushEvery = time.Second
+
+func newDaemon(c *config) (_ *daemon, err error) {
+	encoding := zap.NewProductionEncoderConfig()
+	encoding.EncodeTime = zapcore.RFC3339NanoTimeEncoder
+	encoder := zapcore.NewJSONEncoder(encoding)
+	d := &daemon{config: c, metrics: prometheus.NewRegistry()}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.close())
+		}
+	}()
+	d.log = zap.New(zapcore.NewCore(encoder, zapcore.Lock(os.Stderr), zapcore.InfoLevel))
+
+	// The directories above may be others' way to their sockets.
+	if err := errors.Join(os.MkdirAll(filepath.Dir(c.StateDir), 0o755), os.MkdirAll(c.StateDir, 0o700)); err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	records := d.log.Named("audit")
+	if path := c.auditPath(); path != "stderr" {
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+		if err != nil {
+			return nil, fmt.Errorf("audit log: %w", err)
+		}
+		d.closers = append(d.closers, f.Close)
+		buffered := &zapcore.BufferedWriteSyncer{WS: f, FlushInterval: flushEvery}
+		d.closers = append(d.closers, buffered.Stop)
+		records = zap.New(zapcore.NewCore(encoder, buffered, zapcore.InfoLevel))
+	}
+
+	d.index = engine.NewIndex(engine.NewClient(c.enginePath()), d.log.Named("index"))
+	d.directory = users.NewDirectory(new(users.NSS), time.Now)
+	peers, err := peercred.NewReader()
+	if err != nil {
+		return nil, err
+	}
+	d.server, err = proxy.New(proxy.Options{
+		Engine: c.enginePath(), Owners: d.index, Ledger: d.index, Directory: d.directory,
+		Recorder: audit.New(records, d.log.Named("audit"), d.metrics), Peers: peers,
+		Switches: proxy.Switches{
+			UnownedContainers: switchOf(c.UnownedContainers), UnknownRoutes: switchOf(c.UnknownRoutes),
+		},
+		Log: d.log, Now: time.Now,
+	})
+	if err != nil {
+		return nil, err
+	}
+	d.closers = append(d.closers, d.server.Close)
+	if d.sockets, err = proxy.OpenSockets(d.server, c.RunDir, c.sharedPath(), d.log); err != nil {
+		return nil, err
+	}
+	d.closers = append(d.closers, d.sockets.Close)
+	return d, nil
+}
+
+func (d *daemon) close() error {
+	var errs []error
+	for i := len(d.closers) - 1; i >= 0; i-- {
+		errs = append(errs, d.closers[i]())
+	}
+	return errors.Join(errs...)
+}
+
+// run serves until ctx ends.
+func (d *daemon) run(ctx context.Context) error {
+	defer func() {
+		if err := d.close(); err != nil {
+			d.log.Error("while stopping", zap.Error(err))
+		}
+	}()
+	if err := d.serveMetrics(); err != nil {
+		return err
+	}
+	go d.index.Run(ctx)
+	if err := d.refresh(); err != nil {
+		return err
+	}
+	for _, m := range []struct {
+		mode string
+		what string
+	}{{"monitoring", "rules are checked and not enforced"}, {"disabled", "nothing is checked"}} {
+		if d.config.Enforcement == m.mode {
+			d.log.Warn("enforcement is " + m.mode + ": " + m.what)
+		}
+	}
+	rows, err := userRows(d.directory, d.config.RunDir)
+	if err != nil {
+		return err
+	}
+	if err := printUsers(os.Stdout, rows); err != nil {
+		return err
+	}
+	if path := d.config.sharedPath(); path != "" {
+		fmt.Println("everybody: " + path)
+	}
+	d.log.Info("ready", zap.Int("users", len(rows)), zap.String("engine", d.config.Engine), zap.String("run_dir", d.config.RunDir))
+	return d.keepUsers(ctx)
+}
+
+// refresh reads groups and accounts and opens and closes sockets accordingly.
+func (d *daemon) refresh() error {
+	g, err := readGroups(d.config.LimitsFile)
+	if err != nil {
+		if d.groups == nil {
+			return err
+		}
+		d.complain("the limits file cannot be used; its last good state holds", err)
+		g = d.groups
+	}
+	d.groups = g
+	if err := d.directory.Refresh(d.config.rules(g)); err != nil {
+		return err
+	}
+	listed := d.directory.Listed()
+	owners := make([]proxy.Owner, 0, len(listed))
+	for _, a := range listed {
+		owners = append(owners, proxy.Owner{Name: a.Name, UID: a.UID})
+	}
+	opened, closed, err := d.sockets.Update(owners)
+	if opened+closed > 0 {
+		d.log.Info("sockets changed", zap.Int("opened", opened), zap.Int("closed", closed))
+	}
+	if err != nil {
+		d.complain("some users have no socket of their own", err)
+	} else {
+		d.lastProblem = ""
+	}
+	return nil
+}
+
+// complain logs a problem once until it changes.
+func (d *daemon) complain(what string, err error) {
+	if text := what + err.Error(); text != d.lastProblem {
+		d.lastProblem = text
+		d.log.Error(what, zap.Error(err))
+	}
+}
+
+// keepUsers refreshes at intervals, on SIGHUP, and when an account file or the
+// limits file changes.
+func (d *daemon) keepUsers(ctx context.Context) error {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	watcher, err := fsnotify.NewWatcher()
+	if err != nil {
+		return fmt.Errorf("watch account files: %w", err)
+	}
+	defer watcher.Close()
+	// Editors and useradd replace files, so the directories are watched.
+	limits := filepath.Dir(d.config.LimitsFile)
+	for _, dir := range []string{"/etc", limits, filepath.Join(limits, "groups")} {
+		if err := watcher.Add(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
+			d.log.Warn("a directory is not watched; its changes are seen at the next refresh", zap.String("directory", dir), zap.Error(err))
+		}
+	}
+	tick := time.NewTicker(d.config.refresh())
+	defer tick.Stop()
+	// Several changes within a moment are one.
+	settle := time.NewTimer(0)
+	<-settle.C
+	for {
+		select {
+		case <-ctx.Done():
+			d.log.Info("stopping")
+			return nil
+		case e := <-watcher.Events:
+			switch {
+			case e.Name == "/etc/passwd", e.Name == "/etc/group", e.Name == d.config.LimitsFile,
+				filepath.Dir(e.Name) == filepath.Join(limits, "groups"):
+				settle.Reset(200 * time.Millisecond)
+			}
+			continue
+		case err := <-watcher.Errors:
+			d.log.Warn("watching account files", zap.Error(err))
+			continue
+		case <-settle.C:
+		case <-tick.C:
+		case <-hup:
+		}
+		if err := d.refresh(); err != nil {
+			d.complain("users cannot be read; those known so far are served", err)
+		}
+	}
+}
+
+// serveMetrics answers GET /metrics on <run_dir>/metrics.sock, which is root's.
+func (d *daemon) serveMetrics() error {
+	d.metrics.MustRegister(
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "ds01_proxy_index_containers", Help: "Containers whose owner is known."},
+			func() float64 { n, _, _ := d.index.Size(); return float64(n) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "ds01_proxy_index_synced", Help: "1 while the ownership index is in step with the Engine."},
+			func() float64 {
+				if _, _, synced := d.index.Size(); synced {
+					return 1
+				}
+				return 0
+			}),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "ds01_proxy_index_questions_total", Help: "Questions about ownership that went to the Engine."},
+			func() float64 { return float64(d.index.Asked()) }),
+	)
+	path := filepath.Join(d.config.RunDir, "metrics.sock")
+	if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
+		return fmt.Errorf("metrics socket: %w", err)
+	}
+	// The file must not be anybody's but root's for a moment either.
+	umask := syscall.Umask(0o177)
+	l, err := net.Listen("unix", path)
+	syscall.Umask(umask)
+	if err != nil {
+		return fmt.Errorf("metrics socket: %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(d.metrics, promhttp.HandlerOpts{}))
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: time.Minute}
+	d.closers = append(d.closers, srv.Close)
+	go func() {
+		if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			d.log.Error("metrics are not served any more", zap.Error(err))
+		}
+	}()
+	return nil
+}

@@ -1,0 +1,114 @@
+package proxy
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"mime"
+	"net/http"
+)
+
+// maxJSON is the largest JSON body, in bytes, that is read to decide on it. The
+// Engine has no limit of its own.
+const maxJSON = 4 << 20
+
+// A bodyKind says what a route does with the client's body.
+type bodyKind uint8
+
+const (
+	// bodyNone forwards no body; what the client sends is not read.
+	bodyNone bodyKind = iota
+	// bodyJSON is decoded and forwarded as its re-encoding.
+	bodyJSON
+	// bodyChecked is JSON that no decision looks into yet: it is read whole,
+	// must be one JSON value, and is forwarded as it is.
+	bodyChecked
+	// bodyStream is forwarded as it comes: tar streams.
+	bodyStream
+)
+
+// takeBody reads the body where the route decides on it, and refuses forms,
+// which override the query where the Engine parses them.
+func (x *exchange) takeBody() error {
+	if x.row.tunnel && x.row.body == bodyNone {
+		// Bytes after the header are the tunnel's, whatever frames them.
+		return refuseForm(x.r.Header)
+	}
+	if err := refuseForm(x.r.Header); err != nil {
+		return err
+	}
+	switch x.row.body {
+	case bodyJSON, bodyChecked:
+	default:
+		return nil
+	}
+	if x.r.ContentLength > maxJSON {
+		return &http.MaxBytesError{Limit: maxJSON}
+	}
+	body, err := io.ReadAll(io.LimitReader(x.r.Body, maxJSON+1))
+	x.read = body
+	if err != nil {
+		return badRequest("the request's body cannot be read: %v", err)
+	}
+	if len(body) > maxJSON {
+		return &http.MaxBytesError{Limit: maxJSON}
+	}
+	x.rebuilt = true
+	x.body = body
+	if x.row.body == bodyChecked && len(bytes.TrimSpace(body)) > 0 && !json.Valid(body) {
+		return badRequest("the request's body is not one JSON value")
+	}
+	return nil
+}
+
+// refuseForm refuses bodies that the Engine would parse as part of the query.
+func refuseForm(h http.Header) error {
+	for _, value := range h["Content-Type"] {
+		kind, _, err := mime.ParseMediaType(value)
+		if err != nil && kind == "" {
+			continue
+		}
+		if kind == "application/x-www-form-urlencoded" || kind == "multipart/form-data" {
+			return &statusError{http.StatusUnsupportedMediaType, "form bodies are not part of the Docker API; send JSON, and parameters in the query"}
+		}
+	}
+	return nil
+}
+
+// decode reads the body into v with the decoder that the Engine uses. An empty
+// body leaves v as it is and reports false.
+func (x *exchange) decode(v any) (present bool, err error) {
+	dec := json.NewDecoder(bytes.NewReader(x.body))
+	switch err := dec.Decode(v); {
+	case errors.Is(err, io.EOF):
+		return false, nil
+	case err != nil:
+		return false, badRequest("the request's JSON cannot be read: %v", err)
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return false, badRequest("the request's JSON is followed by something else")
+	}
+	return true, nil
+}
+
+// encode makes v the body that is forwarded.
+func (x *exchange) encode(v any) error {
+	body, err := json.Marshal(v)
+	if err != nil {
+		return badRequest("the request's JSON cannot be rebuilt: %v", err)
+	}
+	x.body = body
+	return nil
+}
+
+// rewrite decodes the body into T and forwards its re-encoding. An empty body
+// stays empty.
+func rewrite[T any](x *exchange) (v T, present bool, err error) {
+	present, err = x.decode(&v)
+	if err != nil || !present {
+		x.body = nil
+		return v, present, err
+	}
+	return v, true, x.encode(&v)
+}

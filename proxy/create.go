@@ -1,0 +1,88 @@
+package proxy
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+
+	"github.com/docker/docker/api/types/container"
+
+	"github.com/ds01/ds01-proxy/policy"
+	"github.com/ds01/ds01-proxy/proxy/engine"
+	"github.com/ds01/ds01-proxy/units"
+)
+
+// createContainer checks the name and every container that the request refers
+// to, and puts the owner's marks on it.
+func createContainer(x *exchange) (policy.Verdict, error) {
+	name := x.query.Get("name")
+	if v := policy.NewName(name); !v.Allowed() {
+		return v, nil
+	}
+	x.one("name")
+	var req container.CreateRequest
+	if present, err := x.decode(&req); err != nil || !present || req.Config == nil {
+		return policy.Verdict{}, orEmpty(err)
+	}
+	verdict := policy.Verdict{Outcome: policy.Allow, Rule: "create-container"}
+	for _, ref := range policy.ContainerReferences(&req) {
+		obj, v, err := x.container(ref.Ref, policy.Change)
+		if errors.Is(err, engine.ErrNotFound) {
+			// A 404 would make docker run pull the image.
+			return v, badRequest("No such container: %s (%s)", ref.Ref, ref.Field)
+		}
+		if err != nil {
+			return v, fmt.Errorf("%s %s: %w", ref.Field, ref.Ref, err)
+		}
+		if !v.Allowed() {
+			v.Reason += " (" + ref.Field + " " + ref.Ref + ")"
+			return v, nil
+		}
+		if v.Outcome == policy.FailOpen {
+			verdict = v
+		}
+		ref.Set(obj.ID)
+	}
+	if err := x.stampRequest(&req); err != nil {
+		return policy.Verdict{}, err
+	}
+	return verdict, x.encode(&req)
+}
+
+// stampRequest sets owner labels and cgroup parent; nothing touches the request
+// after it.
+func (x *exchange) stampRequest(req *container.CreateRequest) error {
+	st, err := x.srv.Owners.State(x.r.Context())
+	if err != nil {
+		return err
+	}
+	parent := units.CgroupParent(st.CgroupDriver, x.subject.Group, x.subject.Slice)
+	policy.StampContainer(req, x.subject, parent, x.srv.Now())
+	return nil
+}
+
+// stampContainer rebuilds the client's own request with nothing but the marks
+// added; it reports false where the request cannot be read.
+func stampContainer(x *exchange) ([]byte, bool) {
+	var req container.CreateRequest
+	if err := json.NewDecoder(bytes.NewReader(x.read)).Decode(&req); err != nil || x.stampRequest(&req) != nil {
+		return nil, false
+	}
+	body, err := json.Marshal(&req)
+	return body, err == nil
+}
+
+// answerCreated remembers the container before the client knows of it.
+func answerCreated(x *exchange, _ *upstream, resp *http.Response) error {
+	var created container.CreateResponse
+	return x.replayJSON(resp, &created, func() {
+		x.rec.Objects = append(x.rec.Objects, created.ID)
+		x.srv.Ledger.AddContainer(engine.Container{
+			ID:     created.ID,
+			Names:  []string{x.query.Get("name")},
+			Labels: map[string]string{policy.LabelUser: x.subject.User},
+		})
+	})
+}

@@ -1,0 +1,167 @@
+// Package engine is what the proxy itself asks the Docker Engine: whose a
+// container is, and what kind of Engine it is.
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"time"
+)
+
+// Errors that callers tell apart.
+var (
+	// ErrNotFound means that the Engine knows no such object; the text that
+	// comes with it is the Engine's.
+	ErrNotFound = errors.New("not found")
+	// ErrUnreachable means that the Engine did not answer.
+	ErrUnreachable = errors.New("the Docker Engine does not answer")
+)
+
+// A StatusError is an answer of the Engine that is neither success nor 404.
+type StatusError struct {
+	Status  int
+	Message string
+}
+
+// Error returns the Engine's message.
+func (e *StatusError) Error() string { return e.Message }
+
+// questionTimeout bounds one question to the Engine. A list of thousands of
+// containers on a loaded server takes seconds.
+const questionTimeout = 30 * time.Second
+
+// A Client asks the Engine on behalf of the proxy.
+type Client struct {
+	http *http.Client
+	// prefix is the API version that questions are asked in. Every Engine from
+	// 1.13 (API 1.24) to those whose minimum is 1.44 speaks the one it names as
+	// its own, so the unversioned form serves for the proxy's own questions.
+	prefix string
+}
+
+// NewClient returns a client of the Engine that listens on the Unix socket.
+func NewClient(socket string) *Client {
+	var d net.Dialer
+	return &Client{
+		prefix: "http://engine",
+		http: &http.Client{
+			Transport: &http.Transport{
+				DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+					return d.DialContext(ctx, "unix", socket)
+				},
+				DisableCompression:  true,
+				MaxIdleConnsPerHost: 4,
+				IdleConnTimeout:     time.Minute,
+			},
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		},
+	}
+}
+
+// get asks for path and leaves the body of a 200 to the caller.
+func (c *Client) get(ctx context.Context, path string) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.prefix+path, nil)
+	if err != nil {
+		return nil, fmt.Errorf("ask the Engine for %s: %w", path, err)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnreachable, err)
+	}
+	if resp.StatusCode == http.StatusOK {
+		return resp, nil
+	}
+	defer resp.Body.Close()
+	var e struct{ Message string }
+	text, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+	if json.Unmarshal(text, &e) != nil || e.Message == "" {
+		e.Message = fmt.Sprintf("the Engine answered %s", resp.Status)
+	}
+	if resp.StatusCode == http.StatusNotFound {
+		return nil, fmt.Errorf("%w: %w", ErrNotFound, &StatusError{resp.StatusCode, e.Message})
+	}
+	return nil, &StatusError{resp.StatusCode, e.Message}
+}
+
+// getJSON asks for path and decodes the answer.
+func (c *Client) getJSON(ctx context.Context, path string, out any) error {
+	ctx, cancel := context.WithTimeout(ctx, questionTimeout)
+	defer cancel()
+	resp, err := c.get(ctx, path)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
+		if ctx.Err() != nil {
+			return fmt.Errorf("%w: %w", ErrUnreachable, err)
+		}
+		return fmt.Errorf("answer to %s: %w", path, err)
+	}
+	// What follows the JSON is read so that the connection can serve again.
+	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 4<<10))
+	return nil
+}
+
+// Version is what the proxy needs to know of /version.
+type Version struct {
+	Version       string
+	APIVersion    string `json:"ApiVersion"`
+	MinAPIVersion string
+}
+
+// Version asks for the Engine's version.
+func (c *Client) Version(ctx context.Context) (Version, error) {
+	var v Version
+	err := c.getJSON(ctx, "/version", &v)
+	return v, err
+}
+
+// CgroupDriver asks for the Engine's cgroup driver: systemd, cgroupfs or none.
+func (c *Client) CgroupDriver(ctx context.Context) (string, error) {
+	var info struct{ CgroupDriver string }
+	err := c.getJSON(ctx, "/info", &info)
+	return info.CgroupDriver, err
+}
+
+// A Container is what decides about a container: whose it is, and its names.
+type Container struct {
+	ID     string
+	Names  []string
+	Labels map[string]string
+}
+
+// Containers lists all containers, running or not.
+func (c *Client) Containers(ctx context.Context) ([]Container, error) {
+	var list []Container
+	err := c.getJSON(ctx, "/containers/json?all=1", &list)
+	return list, err
+}
+
+// Inspect asks for one container, by ID, name or unique prefix.
+func (c *Client) Inspect(ctx context.Context, ref string) (Container, error) {
+	var one struct {
+		ID, Name string
+		Config   struct{ Labels map[string]string }
+	}
+	if err := c.getJSON(ctx, "/containers/"+url.PathEscape(ref)+"/json", &one); err != nil {
+		return Container{}, err
+	}
+	if one.ID == "" {
+		return Container{}, fmt.Errorf("inspect of container %q: the answer has no ID", ref)
+	}
+	return Container{ID: one.ID, Names: []string{one.Name}, Labels: one.Config.Labels}, nil
+}
+
+// Exec asks which container an exec runs in.
+func (c *Client) Exec(ctx context.Context, id string) (containerID string, err error) {
+	var one struct{ ContainerID string }
+	err = c.getJSON(ctx, "/exec/"+url.PathEscape(id)+"/json", &one)
+	return one.ContainerID, err
+}

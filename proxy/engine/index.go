@@ -1,0 +1,277 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"path"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/ds01/ds01-proxy/policy"
+)
+
+// maxExecs is how many execs the index remembers; older ones are asked for
+// again. An entry takes about 250 bytes.
+const maxExecs = 1 << 16
+
+// An Index knows the owner of every container and exec. It is filled with one
+// list and kept true by the Engine's event stream; see Run. All methods may be
+// called concurrently.
+type Index struct {
+	client *Client
+	log    *zap.Logger
+
+	mu    sync.RWMutex
+	table *table
+	// synced is true while the event stream stands: only then are names and the
+	// absence of a container believed.
+	synced bool
+	execs  map[string]string
+	recent []string // execs in the order they came, a ring
+	next   int
+	state  *State
+	// asked counts questions about containers and execs to the Engine.
+	asked uint64
+}
+
+// State is what the Engine says of itself.
+type State struct {
+	Version
+	// CgroupDriver is systemd, cgroupfs or none.
+	CgroupDriver string
+}
+
+// NewIndex returns an empty Index that asks client.
+func NewIndex(client *Client, log *zap.Logger) *Index {
+	return &Index{client: client, log: log, table: newTable(0), execs: make(map[string]string)}
+}
+
+// Asked returns how many questions about ownership went to the Engine.
+func (x *Index) Asked() uint64 {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.asked
+}
+
+// Size returns how many containers and execs are known, and whether the index
+// is in step with the Engine.
+func (x *Index) Size() (containers, execs int, synced bool) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return len(x.table.byID), len(x.execs), x.synced
+}
+
+// State returns what the Engine says of itself, asking it only where that is
+// not known yet.
+func (x *Index) State(ctx context.Context) (*State, error) {
+	x.mu.RLock()
+	st := x.state
+	x.mu.RUnlock()
+	if st != nil {
+		return st, nil
+	}
+	return x.readState(ctx)
+}
+
+func (x *Index) readState(ctx context.Context) (*State, error) {
+	v, err := x.client.Version(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("ask the Engine for its version: %w", err)
+	}
+	driver, err := x.client.CgroupDriver(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("ask the Engine for its cgroup driver: %w", err)
+	}
+	st := &State{Version: v, CgroupDriver: driver}
+	x.mu.Lock()
+	x.state = st
+	x.mu.Unlock()
+	return st, nil
+}
+
+// Container resolves ref, as user's, to a container. The owner's own containers
+// are looked at first. Errors: ErrNotFound and ErrUnreachable wrapped, or the
+// Engine's StatusError.
+func (x *Index) Container(ctx context.Context, user, ref string) (policy.Object, error) {
+	if !possible(ref) {
+		return policy.Object{}, fmt.Errorf("%w: %w", ErrNotFound, noSuch(ref))
+	}
+	x.mu.RLock()
+	e, how := x.table.find(user, ref)
+	synced := x.synced
+	x.mu.RUnlock()
+	switch {
+	case e != nil && e.id == ref:
+		return e.object(ref), nil
+	case !synced || how == unsure:
+		return x.containerFromList(ctx, user, ref)
+	case how == found:
+		return e.object(ref), nil
+	case how == ambiguous:
+		return policy.Object{}, &StatusError{http.StatusBadRequest, "Multiple IDs found with provided prefix: " + ref}
+	}
+	return x.containerFromInspect(ctx, ref)
+}
+
+// containerFromList resolves ref in a list that is fetched for this question.
+func (x *Index) containerFromList(ctx context.Context, user, ref string) (policy.Object, error) {
+	x.countQuestion()
+	list, err := x.client.Containers(ctx)
+	if err != nil {
+		return policy.Object{}, fmt.Errorf("resolve container %q: %w", ref, err)
+	}
+	t := newTable(len(list))
+	for _, c := range list {
+		t.add(entryOf(c))
+	}
+	switch e, how := t.find(user, ref); how {
+	case found:
+		return e.object(ref), nil
+	case ambiguous:
+		return policy.Object{}, &StatusError{http.StatusBadRequest, "Multiple IDs found with provided prefix: " + ref}
+	}
+	return x.containerFromInspect(ctx, ref)
+}
+
+// containerFromInspect asks the Engine for one container and remembers it.
+func (x *Index) containerFromInspect(ctx context.Context, ref string) (policy.Object, error) {
+	x.countQuestion()
+	c, err := x.client.Inspect(ctx, ref)
+	if err != nil {
+		return policy.Object{}, fmt.Errorf("resolve container %q: %w", ref, err)
+	}
+	e := entryOf(c)
+	obj := e.object(ref)
+	// Only the owner is remembered: a removal may have overtaken this answer, and
+	// an ID that is gone does no harm where a name that is gone would.
+	e.name = ""
+	x.mu.Lock()
+	x.table.add(e)
+	x.mu.Unlock()
+	return obj, nil
+}
+
+// Exec resolves an exec ID to the container that it runs in.
+func (x *Index) Exec(ctx context.Context, id string) (policy.Object, error) {
+	x.mu.RLock()
+	containerID, known := x.execs[id]
+	x.mu.RUnlock()
+	if !known {
+		x.countQuestion()
+		var err error
+		if containerID, err = x.client.Exec(ctx, id); err != nil {
+			return policy.Object{}, fmt.Errorf("resolve exec %q: %w", id, err)
+		}
+		x.AddExec(id, containerID)
+	}
+	obj, err := x.Container(ctx, "", containerID)
+	if err != nil {
+		return policy.Object{}, fmt.Errorf("resolve exec %q: %w", id, err)
+	}
+	obj.Kind, obj.ID, obj.Ref = "exec", id, id
+	return obj, nil
+}
+
+// AddExec remembers which container an exec runs in.
+func (x *Index) AddExec(id, containerID string) {
+	if id == "" || containerID == "" {
+		return
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if _, known := x.execs[id]; known {
+		return
+	}
+	if len(x.recent) < maxExecs {
+		x.recent = append(x.recent, id)
+	} else {
+		delete(x.execs, x.recent[x.next])
+		x.recent[x.next] = id
+		x.next = (x.next + 1) % maxExecs
+	}
+	x.execs[id] = containerID
+}
+
+// AddContainer remembers a container that was just created.
+func (x *Index) AddContainer(c Container) {
+	if c.ID == "" {
+		return
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	e := x.table.add(entryOf(c))
+	if name := ownName(c.Names); name != "" && e.name == "" && len(e.changes) == 0 {
+		x.table.rename(e, name)
+	}
+}
+
+// BeginChange says that a request is about to rename or remove the container.
+// Until the Engine's event about it comes, its name is not believed. The
+// function that is returned must be called with the outcome.
+func (x *Index) BeginChange(id string) (end func(done bool)) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	e := x.table.byID[id]
+	if e == nil {
+		return func(bool) {}
+	}
+	c := &change{}
+	x.table.setChanges(e, append(e.changes[:len(e.changes):len(e.changes)], c))
+	return func(done bool) {
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		if done {
+			c.answered = true
+			return
+		}
+		if e := x.table.byID[id]; e != nil {
+			x.table.setChanges(e, without(e.changes, c))
+		}
+	}
+}
+
+func without(changes []*change, c *change) []*change {
+	var out []*change
+	for _, other := range changes {
+		if other != c {
+			out = append(out, other)
+		}
+	}
+	return out
+}
+
+func (x *Index) countQuestion() {
+	x.mu.Lock()
+	x.asked++
+	x.mu.Unlock()
+}
+
+// possible reports whether the Engine could know a container by ref: its names
+// are made of [a-zA-Z0-9_.-], with slashes between those that links give.
+func possible(ref string) bool {
+	for i := range len(ref) {
+		c := ref[i]
+		if (c < '0' || c > '9') && (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && !strings.ContainsRune("_.-/", rune(c)) {
+			return false
+		}
+	}
+	bare := strings.TrimPrefix(ref, "/")
+	return bare != "" && path.Clean("/"+bare) == "/"+bare
+}
+
+func noSuch(ref string) error {
+	return &StatusError{http.StatusNotFound, "No such container: " + ref}
+}
+
+// Unreachable reports whether err means that the Engine did not answer.
+func Unreachable(err error) bool { return errors.Is(err, ErrUnreachable) }
+
+// resyncEvery is how often the index is compared with a fresh list, to mend
+// what a lost event left wrong. The Engine drops events for subscribers that
+// fall behind, without a word.
+const resyncEvery = 5 * time.Minute

@@ -1,0 +1,216 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// Waiting times between attempts to reach the Engine.
+const (
+	retryMin = 100 * time.Millisecond
+	retryMax = 2 * time.Second
+)
+
+// Run keeps the index in step with the Engine until ctx ends. While the Engine
+// is away it says so once and goes on trying; look-ups then ask the Engine.
+func (x *Index) Run(ctx context.Context) {
+	wait := retryMin
+	down := false
+	for {
+		began := time.Now()
+		err := x.follow(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		wasSynced := x.unsync()
+		if wasSynced || !down {
+			x.log.Warn("event stream of the Engine ended; asking the Engine for every name until it is back", zap.Error(err))
+			down = true
+		}
+		if wasSynced || time.Since(began) > retryMax {
+			wait = retryMin
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+		wait = min(2*wait, retryMax)
+	}
+}
+
+// unsync marks the index as out of step and reports whether it was in step.
+func (x *Index) unsync() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	was := x.synced
+	x.synced = false
+	// The next Engine may be another one.
+	x.state = nil
+	return was
+}
+
+// An event is what the index reads of the Engine's events.
+type event struct {
+	Type   string
+	Action string
+	Actor  struct {
+		ID         string
+		Attributes map[string]string
+	}
+	TimeNano int64 `json:"timeNano"`
+}
+
+// follow subscribes to the Engine's events, lists the containers and then
+// applies every event that is younger than the list. It returns why it ended.
+func (x *Index) follow(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if _, err := x.readState(ctx); err != nil {
+		return err
+	}
+	// The Engine sends its header before it subscribes, so events in between
+	// would be lost; "since" makes it replay them.
+	q := url.Values{
+		"filters": {`{"type":{"container":true},"event":{"create":true,"rename":true,"destroy":true}}`},
+		"since":   {strconv.FormatInt(time.Now().Add(-time.Second).Unix(), 10)},
+	}
+	resp, err := x.client.get(ctx, "/events?"+q.Encode())
+	if err != nil {
+		return fmt.Errorf("subscribe to events: %w", err)
+	}
+	defer resp.Body.Close()
+
+	events := make(chan event, 1024)
+	ended := make(chan error, 1)
+	go func() {
+		defer close(events)
+		dec := json.NewDecoder(resp.Body)
+		for {
+			var e event
+			if err := dec.Decode(&e); err != nil {
+				if errors.Is(err, io.EOF) {
+					err = errors.New("the Engine closed it")
+				}
+				ended <- err
+				return
+			}
+			select {
+			case events <- e:
+			case <-ctx.Done():
+				ended <- ctx.Err()
+				return
+			}
+		}
+	}()
+
+	since, err := x.reload(ctx)
+	if err != nil {
+		return err
+	}
+	n, _, _ := x.Size()
+	x.log.Info("in step with the Engine", zap.Int("containers", n))
+	resync := time.NewTicker(resyncEvery)
+	defer resync.Stop()
+	for {
+		select {
+		case e, open := <-events:
+			if !open {
+				return <-ended
+			}
+			if e.TimeNano >= since {
+				x.apply(e)
+			}
+		case <-resync.C:
+			if since, err = x.reload(ctx); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// reload replaces the table with a fresh list and returns the time, in
+// nanoseconds since 1970 by the clock that events carry too, before which
+// events are already in it.
+func (x *Index) reload(ctx context.Context) (since int64, err error) {
+	since = time.Now().UnixNano()
+	x.mu.Lock()
+	for _, e := range x.table.byID {
+		for _, c := range e.changes {
+			// Changes that were answered before the list was asked for are in it.
+			if c.answered {
+				x.table.setChanges(e, without(e.changes, c))
+			}
+		}
+	}
+	x.mu.Unlock()
+	list, err := x.client.Containers(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("list containers: %w", err)
+	}
+	fresh := newTable(len(list))
+	for _, c := range list {
+		fresh.add(entryOf(c))
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for id, old := range x.table.byID {
+		// Created while the list was on its way, or removed since: an ID's owner
+		// never changes, so it may stay; a name may not.
+		e := fresh.byID[id]
+		if e == nil && len(old.changes) > 0 {
+			e = fresh.add(&entry{id: old.id, owner: old.owner, protected: old.protected})
+		}
+		if e != nil {
+			fresh.setChanges(e, old.changes)
+		}
+	}
+	x.table = fresh
+	for exec, id := range x.execs {
+		if fresh.byID[id] == nil {
+			// The slot in the ring stays until its turn comes.
+			delete(x.execs, exec)
+		}
+	}
+	x.synced = true
+	return since, nil
+}
+
+// apply brings one event into the table.
+func (x *Index) apply(ev event) {
+	if ev.Type != "container" {
+		return
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	e := x.table.byID[ev.Actor.ID]
+	name := strings.TrimPrefix(ev.Actor.Attributes["name"], "/")
+	switch ev.Action {
+	case "create":
+		if e == nil {
+			// The attributes of a container's event are its labels, and name and image.
+			x.table.add(entryOf(Container{ID: ev.Actor.ID, Names: []string{name}, Labels: ev.Actor.Attributes}))
+		} else if e.name == "" && len(e.changes) == 0 {
+			x.table.rename(e, name)
+		}
+	case "destroy":
+		x.table.remove(ev.Actor.ID)
+	case "rename":
+		if e == nil {
+			return
+		}
+		x.table.rename(e, name)
+		if len(e.changes) > 0 {
+			x.table.setChanges(e, e.changes[1:len(e.changes):len(e.changes)])
+		}
+	}
+}

@@ -1,0 +1,236 @@
+package proxy
+
+import (
+	"errors"
+	"net/http"
+	"net/url"
+	"runtime/debug"
+
+	"github.com/ds01/ds01-proxy/policy"
+	"github.com/ds01/ds01-proxy/proxy/audit"
+)
+
+// An exchange is one request and its answer.
+type exchange struct {
+	srv     *Server
+	conn    *conn
+	w       http.ResponseWriter
+	r       *http.Request
+	subject *policy.Subject
+
+	// row is the route, or nil where none matches; vars are its variables.
+	row  *route
+	vars map[string]string
+	// version is the API version of the request, or the pinned one.
+	version string
+	// highest is the highest API version that is offered to clients.
+	highest string
+	// path is the decoded path without a version; guards write full IDs into it.
+	path string
+	// query is the parsed query; guards rewrite it.
+	query url.Values
+	// body replaces the client's body where rebuilt is true.
+	body    []byte
+	rebuilt bool
+	// read is what was read of the client's body to decide, for a mode that
+	// forwards the client's own.
+	read []byte
+	// verdict of the guard.
+	verdict policy.Verdict
+	// finish, if set, is called once the Engine has answered, before the client
+	// reads it, and with ok false where the Engine refused or never answered.
+	finish func(ok bool)
+
+	wroteHeader bool
+	recorded    bool
+	rec         audit.Record
+}
+
+// ServeHTTP answers one request: accept, classify, guard, rewrite, forward,
+// answer, record.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	c, ok := r.Context().Value(connKey{}).(*conn)
+	if !ok {
+		writeError(w, http.StatusInternalServerError, "the connection is not known")
+		return
+	}
+	x := &exchange{srv: s, conn: c, w: w, r: r}
+	x.rec = audit.Record{Began: s.Now(), Method: r.Method, Verdict: audit.VerdictError}
+	defer x.record()
+	defer x.recover()
+	if err := x.serve(); err != nil {
+		x.fail(err)
+	}
+}
+
+// serve answers, or returns what keeps it from answering.
+func (x *exchange) serve() error {
+	var err error
+	if x.subject, err = x.conn.identify(x.r.Context()); err != nil {
+		x.refuse(policy.Verdict{Rule: "identify", Reason: "Permission denied: " + err.Error()})
+		return nil
+	}
+	if x.subject.Admin || x.subject.Mode == policy.ModeDisabled {
+		x.verdict = policy.Verdict{Outcome: policy.Allow, Rule: "relay"}
+		return x.relay()
+	}
+	err = x.check()
+	if x.subject.Mode == policy.ModeMonitoring {
+		return x.monitor(err)
+	}
+	if err != nil {
+		return err
+	}
+	if !x.verdict.Allowed() {
+		x.refuse(x.verdict)
+		return nil
+	}
+	return x.forward(x.outgoing(), x.row.answer)
+}
+
+// check classifies the request and asks its guard. An error means that the
+// request cannot be decided: it is malformed, or the Engine does not answer.
+func (x *exchange) check() error {
+	if err := checkTarget(x.r); err != nil {
+		return err
+	}
+	x.version, x.path = splitVersion(x.r.URL.Path)
+	st, err := x.srv.Owners.State(x.r.Context())
+	if err != nil {
+		return err
+	}
+	x.highest = pinned(st.APIVersion)
+	if err := checkVersion(x.version, x.highest); err != nil {
+		return err
+	}
+	if x.version == "" {
+		x.version = x.highest
+	}
+	// The rest of the way sees the path without the version and nothing else.
+	x.r.URL.Path, x.r.URL.RawPath = x.path, ""
+	if x.row, x.vars = x.srv.routes.match(x.r); x.row == nil {
+		x.row = &unknown
+	}
+	x.rec.Route = x.row.path
+	if x.query, err = parseQuery(x.r.URL.RawQuery); err != nil {
+		return err
+	}
+	if err := x.takeBody(); err != nil {
+		return err
+	}
+	x.verdict, err = x.row.guard(x)
+	return err
+}
+
+// monitor lets the client's own request through, whatever check came to, and
+// records what would have become of it.
+func (x *exchange) monitor(err error) error {
+	would := ""
+	switch {
+	case err != nil:
+		_, would = x.srv.answerOf(err)
+		x.rec.Rule = "bad-request"
+	case !x.verdict.Allowed():
+		would = x.verdict.Message()
+		x.rec.Rule = x.verdict.Rule
+	default:
+		x.rec.Rule = x.verdict.Rule
+	}
+	if would != "" {
+		x.rec.Reason = would
+		x.rec.Verdict = audit.VerdictWouldDeny
+	}
+	return x.relay()
+}
+
+// refuse answers 403 and forwards nothing.
+func (x *exchange) refuse(v policy.Verdict) {
+	x.rec.Rule, x.rec.Verdict, x.rec.Reason = v.Rule, audit.VerdictDeny, v.Message()
+	x.writeError(http.StatusForbidden, v.Message())
+}
+
+// fail answers with what err says.
+func (x *exchange) fail(err error) {
+	if errors.Is(err, errClientGone) {
+		x.rec.Reason = err.Error()
+		return
+	}
+	status, message := x.srv.answerOf(err)
+	if x.wroteHeader {
+		// The answer has begun; cutting it is the only way to say that it is not
+		// whole.
+		x.rec.Reason = message
+		panic(http.ErrAbortHandler)
+	}
+	if x.rec.Verdict = audit.VerdictError; status < http.StatusInternalServerError {
+		x.rec.Verdict = audit.VerdictDeny
+	}
+	if x.rec.Rule == "" {
+		x.rec.Rule = "bad-request"
+		if status >= http.StatusInternalServerError {
+			x.rec.Rule = "engine"
+		}
+	}
+	x.rec.Reason = message
+	x.writeError(status, message)
+}
+
+func (x *exchange) writeError(status int, message string) {
+	x.wroteHeader = true
+	x.rec.Status = status
+	writeError(x.w, status, message)
+}
+
+// recover turns a panic into this request's 500 and nobody else's.
+func (x *exchange) recover() {
+	v := recover()
+	if v == nil {
+		return
+	}
+	if err, ok := v.(error); ok && errors.Is(err, http.ErrAbortHandler) {
+		x.record()
+		panic(http.ErrAbortHandler)
+	}
+	x.srv.Recorder.Panic(x.rec.Route, v, debug.Stack())
+	x.rec.Verdict, x.rec.Rule, x.rec.Reason = audit.VerdictError, "panic", "the proxy failed; its log has the stack"
+	if x.wroteHeader {
+		x.record()
+		panic(http.ErrAbortHandler)
+	}
+	x.w.Header().Set("Connection", "close")
+	x.writeError(http.StatusInternalServerError, "the proxy failed while answering this request; its log tells your admin why")
+}
+
+// record writes the audit record, once.
+func (x *exchange) record() {
+	if x.recorded {
+		return
+	}
+	x.recorded = true
+	if x.finish != nil {
+		x.finish(false)
+	}
+	if x.subject != nil {
+		x.rec.User, x.rec.Admin, x.rec.Mode = x.subject.User, x.subject.Admin, x.subject.Mode.String()
+	}
+	x.rec.UID, x.rec.PID, x.rec.Container = x.conn.peer.UID, x.conn.peer.PID, x.conn.peer.ContainerID
+	x.rec.Took = x.srv.Now().Sub(x.rec.Began)
+	x.srv.Recorder.Record(&x.rec)
+}
+
+// answered records what became of a request that was let through, once the
+// Engine has answered with status.
+func (x *exchange) answered(status int) {
+	x.rec.Status = status
+	if x.rec.Verdict != audit.VerdictWouldDeny {
+		x.rec.Verdict, x.rec.Rule, x.rec.Reason = audit.VerdictAllow, x.verdict.Rule, x.verdict.Reason
+		if x.verdict.Outcome == policy.FailOpen {
+			x.rec.Verdict = audit.VerdictFailOpen
+		}
+	}
+	if x.finish != nil {
+		finish := x.finish
+		x.finish = nil
+		finish(status >= 200 && status < 300)
+	}
+}

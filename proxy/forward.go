@@ -1,0 +1,387 @@
+package proxy
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/textproto"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// outgoing is a request as the Engine will read it.
+type outgoing struct {
+	target string
+	header http.Header
+	// body and length are the body; length -1 means chunked, 0 none.
+	body   io.Reader
+	length int64
+	// upgrade is true where the client's wish to upgrade is passed on and an
+	// agreement of the Engine becomes a tunnel.
+	upgrade bool
+	// unframed is true where the client's framing headers are passed on and the
+	// bytes after them belong to the tunnel.
+	unframed bool
+}
+
+// outgoing rebuilds the request from what was parsed and decided.
+func (x *exchange) outgoing() *outgoing {
+	u := url.URL{Path: "/v" + x.version + x.path}
+	if len(x.query) > 0 {
+		u.RawQuery = x.query.Encode()
+	}
+	out := &outgoing{target: u.RequestURI(), header: x.r.Header, upgrade: x.row.tunnel}
+	if x.row.answer != nil {
+		// The proxy reads the answer and knows one form of it.
+		out.header = withoutAccept(out.header)
+	}
+	switch {
+	case x.rebuilt:
+		out.body, out.length = bytes.NewReader(x.body), int64(len(x.body))
+	case x.row.body == bodyStream:
+		out.body, out.length = x.r.Body, x.r.ContentLength
+	case x.row.tunnel:
+		out.unframed = true
+	}
+	return out
+}
+
+func withoutAccept(h http.Header) http.Header {
+	if len(h["Accept"]) == 0 && len(h["Accept-Encoding"]) == 0 {
+		return h
+	}
+	h = h.Clone()
+	h.Del("Accept")
+	h.Del("Accept-Encoding")
+	return h
+}
+
+// relay forwards the client's own request.
+func (x *exchange) relay() error {
+	out := &outgoing{target: x.r.RequestURI, header: x.r.Header, upgrade: true,
+		body: x.r.Body, length: x.r.ContentLength}
+	if !strings.HasPrefix(out.target, "/") {
+		// Absolute form: the Engine reads the path of it.
+		u, err := url.Parse(out.target)
+		if err != nil {
+			return badRequest("the request's target cannot be parsed: %v", err)
+		}
+		out.target = u.RequestURI()
+	}
+	if x.r.ContentLength != 0 && x.r.Header.Get("Upgrade") == "" && isAttach(x.r) {
+		out.unframed, out.body, out.length = true, nil, 0
+	}
+	if x.read != nil {
+		// Part of the body was read to check it.
+		out.body = io.MultiReader(bytes.NewReader(x.read), x.r.Body)
+		if x.row.stamp != nil {
+			if body, ok := x.row.stamp(x); ok {
+				out.body, out.length = bytes.NewReader(body), int64(len(body))
+			}
+		}
+	}
+	return x.forward(out, nil)
+}
+
+// hopByHop are the headers that speak of one connection: RFC 9110, 7.6.1.
+var hopByHop = [...]string{
+	"Connection", "Keep-Alive", "Proxy-Connection", "Proxy-Authenticate", "Proxy-Authorization",
+	"Te", "Trailer", "Transfer-Encoding", "Upgrade", "Expect", "Content-Length", "Host",
+}
+
+func isHopByHop(key string) bool {
+	for _, h := range hopByHop {
+		if key == h {
+			return true
+		}
+	}
+	return false
+}
+
+var writers = sync.Pool{New: func() any { return bufio.NewWriterSize(nil, 4<<10) }}
+
+// forward sends out to the Engine on the client's own upstream connection and
+// answers with what comes back, through answer or as it is.
+func (x *exchange) forward(out *outgoing, answer answer) error {
+	up, err := x.conn.takeUpstream()
+	if err != nil {
+		return err
+	}
+	keep := false
+	defer func() { x.conn.putUpstream(up, keep) }()
+
+	upgrade := ""
+	if out.upgrade {
+		upgrade = x.r.Header.Get("Upgrade")
+	}
+	if upgrade != "" {
+		// What the client sends from here on may be the tunnel's.
+		up.tunnel = true
+	}
+	if err := writeHeader(up, x.r, out, upgrade); err != nil {
+		return &unreachableError{x.srv.Engine, err}
+	}
+	sending, err := x.sendBody(up, out)
+	if err != nil {
+		return err
+	}
+	resp, err := readResponse(up.br, x.r)
+	if err != nil {
+		if sending != nil {
+			up.Close()
+			<-sending
+		}
+		if x.conn.isGone() {
+			return errClientGone
+		}
+		return &unreachableError{x.srv.Engine, noEOF(err)}
+	}
+	switch {
+	case resp.StatusCode == http.StatusSwitchingProtocols && upgrade == "":
+		return &unreachableError{x.srv.Engine, errors.New("it switched protocols unasked")}
+	case resp.StatusCode == http.StatusSwitchingProtocols, out.upgrade && isRawStream(resp):
+		x.answered(resp.StatusCode)
+		if sending != nil {
+			// The Engine has read the body, or does not mean to.
+			x.awaitSender(up, resp, sending)
+		}
+		return x.tunnel(up, resp)
+	}
+	x.answered(resp.StatusCode)
+	if sending != nil {
+		// The server must not read the body behind the sender's back.
+		_ = http.NewResponseController(x.w).EnableFullDuplex()
+	}
+	if out.unframed && x.r.ContentLength != 0 {
+		// The bytes that were meant for a tunnel are nobody's now.
+		x.w.Header().Set("Connection", "close")
+	}
+	if answer == nil || resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusCreated {
+		err = x.pass(up, resp)
+	} else {
+		err = answer(x, up, resp)
+	}
+	if err != nil {
+		up.Close()
+		if sending != nil {
+			<-sending
+		}
+		return err
+	}
+	whole := true
+	if sending != nil {
+		whole = x.awaitSender(up, resp, sending)
+	}
+	keep = whole && !resp.Close && !out.unframed
+	return nil
+}
+
+// writeHeader writes the request line and the headers.
+func writeHeader(up *upstream, r *http.Request, out *outgoing, upgrade string) error {
+	w, ok := writers.Get().(*bufio.Writer)
+	if !ok {
+		w = bufio.NewWriterSize(nil, 4<<10)
+	}
+	w.Reset(up)
+	defer func() {
+		w.Reset(nil)
+		writers.Put(w)
+	}()
+	line := func(parts ...string) {
+		for _, p := range parts {
+			_, _ = w.WriteString(p)
+		}
+		_, _ = w.WriteString("\r\n")
+	}
+	line(r.Method, " ", out.target, " HTTP/1.1")
+	line("Host: docker")
+	named := r.Header["Connection"]
+	for key, values := range out.header {
+		if isHopByHop(key) || len(named) > 0 && namedIn(named, key) {
+			continue
+		}
+		for _, v := range values {
+			line(key, ": ", v)
+		}
+	}
+	if upgrade != "" {
+		line("Connection: Upgrade")
+		line("Upgrade: ", upgrade)
+	}
+	switch {
+	case out.unframed && r.ContentLength > 0:
+		line("Content-Length: ", strconv.FormatInt(r.ContentLength, 10))
+	case out.unframed && r.ContentLength < 0, out.length < 0:
+		line("Transfer-Encoding: chunked")
+	case out.length > 0 || r.Method == http.MethodPost || r.Method == http.MethodPut:
+		line("Content-Length: ", strconv.FormatInt(out.length, 10))
+	}
+	_, _ = w.WriteString("\r\n")
+	// A small body that is in memory already travels with the header.
+	if b, ok := out.body.(*bytes.Reader); ok && out.length <= int64(w.Available()) {
+		_, _ = b.WriteTo(w)
+	}
+	return w.Flush()
+}
+
+// namedIn reports whether the Connection header names key.
+func namedIn(connection []string, key string) bool {
+	for _, v := range connection {
+		for name := range strings.SplitSeq(v, ",") {
+			if textproto.CanonicalMIMEHeaderKey(strings.TrimSpace(name)) == key {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// sendBody sends the request's body. What is in memory is sent at once; the
+// client's stream is sent from another goroutine, since the Engine may answer
+// before it has read everything: the channel then says how that ended.
+func (x *exchange) sendBody(up *upstream, out *outgoing) (sending chan error, err error) {
+	switch body := out.body.(type) {
+	case nil:
+		x.conn.sent(up)
+		return nil, nil
+	case *bytes.Reader:
+		if _, err := body.WriteTo(up); err != nil {
+			return nil, &unreachableError{x.srv.Engine, err}
+		}
+		x.conn.sent(up)
+		return nil, nil
+	}
+	if out.length == 0 {
+		x.conn.sent(up)
+		return nil, nil
+	}
+	sending = make(chan error, 1)
+	go func() {
+		err := copyBody(up, out)
+		if err == nil {
+			x.conn.sent(up)
+		}
+		var fromClient *readError
+		if errors.As(err, &fromClient) {
+			// The rest will not come: the Engine must not take the part for the whole.
+			up.Close()
+		}
+		sending <- err
+	}()
+	return sending, nil
+}
+
+// A readError is an error of the side that is read from.
+type readError struct{ error }
+
+func (e *readError) Unwrap() error { return e.error }
+
+// copyBody copies the client's body to the Engine, in chunks where its length
+// is not known.
+func copyBody(up *upstream, out *outgoing) error {
+	buf := getBuffer()
+	defer putBuffer(buf)
+	left := out.length
+	for left != 0 {
+		n, rerr := out.body.Read(*buf)
+		if n > 0 {
+			var werr error
+			if out.length < 0 {
+				werr = writeChunk(up, (*buf)[:n])
+			} else {
+				_, werr = up.Write((*buf)[:n])
+				left -= int64(n)
+			}
+			if werr != nil {
+				return werr
+			}
+		}
+		switch {
+		case errors.Is(rerr, io.EOF) && out.length < 0:
+			_, err := io.WriteString(up, "0\r\n\r\n")
+			return err
+		case errors.Is(rerr, io.EOF) && left == 0:
+			return nil
+		case errors.Is(rerr, io.EOF):
+			return &readError{io.ErrUnexpectedEOF}
+		case rerr != nil:
+			return &readError{rerr}
+		}
+	}
+	return nil
+}
+
+// writeChunk writes one chunk with a single system call.
+func writeChunk(up *upstream, p []byte) error {
+	head := append(strconv.AppendInt(make([]byte, 0, 12), int64(len(p)), 16), "\r\n"...)
+	chunk := net.Buffers{head, p, []byte("\r\n")}
+	_, err := chunk.WriteTo(up.UnixConn)
+	return err
+}
+
+// lingerForBody is how long a client may go on sending a body that the Engine
+// has stopped reading.
+const lingerForBody = 500 * time.Millisecond
+
+// awaitSender waits for the rest of the request's body after the answer has
+// been passed on, and reports whether all of it was sent.
+func (x *exchange) awaitSender(up *upstream, resp *http.Response, sending chan error) bool {
+	if err := http.NewResponseController(x.w).Flush(); err != nil {
+		up.Close()
+	}
+	timer := time.NewTimer(lingerForBody)
+	defer timer.Stop()
+	for {
+		select {
+		case err := <-sending:
+			return err == nil
+		case <-timer.C:
+			if !resp.Close && stillOpen(up) {
+				timer.Reset(lingerForBody)
+				continue
+			}
+			up.Close()
+			_ = x.conn.SetReadDeadline(time.Unix(1, 0))
+		}
+	}
+}
+
+// readResponse reads the Engine's answer, past informational ones.
+func readResponse(br *bufio.Reader, r *http.Request) (*http.Response, error) {
+	for {
+		resp, err := http.ReadResponse(br, r)
+		if err != nil {
+			return nil, err
+		}
+		if resp.StatusCode >= 200 || resp.StatusCode == http.StatusSwitchingProtocols {
+			return resp, nil
+		}
+	}
+}
+
+// isRawStream reports whether a 200 is the beginning of a hijacked connection:
+// the Engine gives it neither a length nor chunks, and says what it is.
+func isRawStream(resp *http.Response) bool {
+	return resp.StatusCode == http.StatusOK && resp.ContentLength < 0 && len(resp.TransferEncoding) == 0 &&
+		strings.HasPrefix(resp.Header.Get("Content-Type"), "application/vnd.docker.raw-stream")
+}
+
+// isAttach reports whether an unchecked request would be hijacked without an
+// upgrade; the bytes after its header are then not a body.
+func isAttach(r *http.Request) bool {
+	return r.Method == http.MethodPost && strings.HasSuffix(r.URL.Path, "/attach")
+}
+
+// noEOF words the end of a connection that should have carried an answer.
+func noEOF(err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return errors.New("it closed the connection without an answer")
+	}
+	return err
+}

@@ -1,0 +1,245 @@
+package proxy
+
+import (
+	"net/http"
+	"strings"
+
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/network"
+
+	"github.com/ds01/ds01-proxy/policy"
+)
+
+// A guard decides about one request and rewrites what it decided on. An error
+// means that nothing could be decided; the request is then not forwarded.
+type guard func(x *exchange) (policy.Verdict, error)
+
+// open lets everybody through.
+func open(*exchange) (policy.Verdict, error) { return policy.Pass(), nil }
+
+// adminsOnly refuses whoever is not an admin; what is the thing as users know it.
+func adminsOnly(what string) guard {
+	return func(x *exchange) (policy.Verdict, error) { return policy.AdminsOnly(x.subject, what), nil }
+}
+
+// unknownRoute decides about what no row matches.
+func unknownRoute(x *exchange) (policy.Verdict, error) {
+	return policy.UnknownRoute(x.subject, x.r.Method, x.path, x.srv.Switches.UnknownRoutes), nil
+}
+
+// container resolves ref, checks that the subject may use it, and returns it
+// for the caller to write its ID in place of the reference.
+func (x *exchange) container(ref string, use policy.Use) (policy.Object, policy.Verdict, error) {
+	obj, err := x.srv.Owners.Container(x.r.Context(), x.subject.User, ref)
+	if err != nil {
+		return obj, policy.Verdict{}, err
+	}
+	x.rec.Objects = append(x.rec.Objects, obj.ID)
+	return obj, policy.AccessObject(x.subject, obj, use, x.srv.Switches.UnownedContainers), nil
+}
+
+// pathContainer checks the container in the path and writes its full ID there.
+func (x *exchange) pathContainer(use policy.Use) (policy.Object, policy.Verdict, error) {
+	obj, v, err := x.container(x.vars["ref"], use)
+	if err == nil && v.Allowed() {
+		x.path = replaceReference(x.path, "/containers/", x.vars["ref"], obj.ID)
+	}
+	return obj, v, err
+}
+
+// replaceReference puts id in the place of ref, which follows prefix.
+func replaceReference(path, prefix, ref, id string) string {
+	return prefix + id + path[len(prefix)+len(ref):]
+}
+
+func readContainer(x *exchange) (policy.Verdict, error) {
+	_, v, err := x.pathContainer(policy.Read)
+	return v, err
+}
+
+func changeContainer(x *exchange) (policy.Verdict, error) {
+	_, v, err := x.pathContainer(policy.Change)
+	return v, err
+}
+
+// unknownBelowContainer decides about paths that the table does not know below
+// a container that it does: the owner first, then the switch.
+func unknownBelowContainer(x *exchange) (policy.Verdict, error) {
+	_, v, err := x.pathContainer(policy.Change)
+	if err != nil || !v.Allowed() {
+		return v, err
+	}
+	return unknownRoute(x)
+}
+
+// startContainer also guards restart: neither takes a body, and a checkpoint is
+// a path on the host.
+func startContainer(x *exchange) (policy.Verdict, error) {
+	for _, key := range []string{"checkpoint", "checkpoint-dir"} {
+		if x.query.Get(key) != "" {
+			return policy.AdminsOnly(x.subject, "docker start --"+key), nil
+		}
+		x.query.Del(key)
+	}
+	var body map[string]any
+	if present, err := x.decode(&body); err != nil {
+		return policy.Verdict{}, err
+	} else if present && len(body) > 0 {
+		return policy.Verdict{}, badRequest("starting container with non-empty request body was deprecated since API v1.22 and removed in v1.24")
+	}
+	x.body = nil
+	return changeContainer(x)
+}
+
+func renameContainer(x *exchange) (policy.Verdict, error) {
+	if v := policy.NewName(x.query.Get("name")); !v.Allowed() {
+		return v, nil
+	}
+	x.one("name")
+	return changeName(x)
+}
+
+func removeContainer(x *exchange) (policy.Verdict, error) {
+	// A link's removal resolves the path as a link's alias and not as a container.
+	if isTrue(x.query.Get("link")) {
+		return policy.AdminsOnly(x.subject, "docker rm --link"), nil
+	}
+	x.query.Del("link")
+	return changeName(x)
+}
+
+// changeName guards what makes a name free or another container's.
+func changeName(x *exchange) (policy.Verdict, error) {
+	obj, v, err := x.pathContainer(policy.Change)
+	if err == nil && v.Allowed() {
+		x.finish = x.srv.Ledger.BeginChange(obj.ID)
+	}
+	return v, err
+}
+
+// isTrue reads a boolean parameter as the Engine does.
+func isTrue(v string) bool {
+	switch strings.ToLower(strings.TrimSpace(v)) {
+	case "", "0", "no", "false", "none":
+		return false
+	}
+	return true
+}
+
+// one keeps the first value of a parameter that was decided on.
+func (x *exchange) one(key string) {
+	if values := x.query[key]; len(values) > 1 {
+		x.query[key] = values[:1]
+	}
+}
+
+func updateContainer(x *exchange) (policy.Verdict, error) {
+	if _, _, err := rewrite[container.UpdateConfig](x); err != nil {
+		return policy.Verdict{}, err
+	}
+	return changeContainer(x)
+}
+
+func createExec(x *exchange) (policy.Verdict, error) {
+	if _, _, err := rewrite[container.ExecOptions](x); err != nil {
+		return policy.Verdict{}, err
+	}
+	return changeContainer(x)
+}
+
+// exec resolves the exec in the path to its container's owner. Exec IDs have no
+// names and no prefixes, so the path stays as it is.
+func (x *exchange) exec(use policy.Use) (policy.Verdict, error) {
+	obj, err := x.srv.Owners.Exec(x.r.Context(), x.vars["id"])
+	if err != nil {
+		return policy.Verdict{}, err
+	}
+	x.rec.Objects = append(x.rec.Objects, obj.ID)
+	return policy.AccessObject(x.subject, obj, use, x.srv.Switches.UnownedContainers), nil
+}
+
+func readExec(x *exchange) (policy.Verdict, error)   { return x.exec(policy.Read) }
+func changeExec(x *exchange) (policy.Verdict, error) { return x.exec(policy.Change) }
+
+func startExec(x *exchange) (policy.Verdict, error) {
+	if _, _, err := rewrite[container.ExecStartOptions](x); err != nil {
+		return policy.Verdict{}, err
+	}
+	return changeExec(x)
+}
+
+func unknownBelowExec(x *exchange) (policy.Verdict, error) {
+	v, err := x.exec(policy.Change)
+	if err != nil || !v.Allowed() {
+		return v, err
+	}
+	return unknownRoute(x)
+}
+
+// commitContainer checks the container that an image is made of.
+func commitContainer(x *exchange) (policy.Verdict, error) {
+	if _, _, err := rewrite[*container.Config](x); err != nil {
+		return policy.Verdict{}, err
+	}
+	obj, v, err := x.container(x.query.Get("container"), policy.Change)
+	if err == nil && v.Allowed() {
+		x.query.Set("container", obj.ID)
+	}
+	return v, err
+}
+
+// build checks the container whose network the steps of a build would join.
+func build(x *exchange) (policy.Verdict, error) {
+	ref, ok := strings.CutPrefix(x.query.Get("networkmode"), "container:")
+	if !ok {
+		x.one("networkmode")
+		return policy.Pass(), nil
+	}
+	obj, v, err := x.container(ref, policy.Change)
+	if err == nil && v.Allowed() {
+		x.query.Set("networkmode", "container:"+obj.ID)
+	}
+	return v, err
+}
+
+func connectNetwork(x *exchange) (policy.Verdict, error) {
+	var req network.ConnectOptions
+	if present, err := x.decode(&req); err != nil || !present {
+		return policy.Verdict{}, orEmpty(err)
+	}
+	obj, v, err := x.container(req.Container, policy.Change)
+	if err != nil || !v.Allowed() {
+		return v, err
+	}
+	req.Container = obj.ID
+	return v, x.encode(&req)
+}
+
+func disconnectNetwork(x *exchange) (policy.Verdict, error) {
+	var req network.DisconnectOptions
+	if present, err := x.decode(&req); err != nil || !present {
+		return policy.Verdict{}, orEmpty(err)
+	}
+	obj, v, err := x.container(req.Container, policy.Change)
+	if err != nil || !v.Allowed() {
+		return v, err
+	}
+	req.Container = obj.ID
+	return v, x.encode(&req)
+}
+
+// orEmpty is err, or says that a body is missing.
+func orEmpty(err error) error {
+	if err != nil {
+		return err
+	}
+	return badRequest("the request needs a JSON body and has none")
+}
+
+// answerExecCreated remembers the exec before the client knows of it.
+func answerExecCreated(x *exchange, _ *upstream, resp *http.Response) error {
+	var created container.ExecCreateResponse
+	return x.replayJSON(resp, &created, func() {
+		x.srv.Ledger.AddExec(created.ID, x.rec.Objects[len(x.rec.Objects)-1])
+	})
+}

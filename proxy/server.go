@@ -1,0 +1,192 @@
+// Package proxy is the HTTP daemon that stands between users and the Docker
+// Engine: listeners, the route table, guards, rewrites, filters and tunnels.
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/ds01/ds01-proxy/policy"
+	"github.com/ds01/ds01-proxy/proxy/audit"
+	"github.com/ds01/ds01-proxy/proxy/engine"
+	"github.com/ds01/ds01-proxy/proxy/peercred"
+)
+
+// Owners says whose things are.
+type Owners interface {
+	// Container resolves a reference, as user's, to a container.
+	Container(ctx context.Context, user, ref string) (policy.Object, error)
+	// Exec resolves an exec ID; its owner is its container's.
+	Exec(ctx context.Context, id string) (policy.Object, error)
+	// State returns what the Engine says of itself.
+	State(ctx context.Context) (*engine.State, error)
+}
+
+// Ledger is told what requests change, so that ownership is known before the
+// Engine's event about it comes.
+type Ledger interface {
+	AddContainer(engine.Container)
+	AddExec(id, containerID string)
+	// BeginChange announces a rename or removal; the function returned is called
+	// with the outcome.
+	BeginChange(id string) (end func(done bool))
+}
+
+// Directory says who users are. Answers come from memory or a cache.
+type Directory interface {
+	// ByUID returns the subject of a uid that is served.
+	ByUID(uid uint32) (policy.Subject, error)
+	// ByName returns the subject of a user who is served.
+	ByName(name string) (policy.Subject, error)
+}
+
+// Recorder keeps audit records.
+type Recorder interface {
+	Record(*audit.Record)
+	Panic(route string, value any, stack []byte)
+}
+
+// Peers identifies the process on the other end of a connection.
+type Peers interface {
+	Read(*net.UnixConn) (peercred.Peer, error)
+}
+
+// Switches say what happens where the proxy cannot know.
+type Switches struct {
+	UnownedContainers policy.Switch
+	UnknownRoutes     policy.Switch
+}
+
+// Options are what a Server is made of. All fields must be set.
+type Options struct {
+	// Engine is the path of the Engine's Unix socket.
+	Engine    string
+	Owners    Owners
+	Ledger    Ledger
+	Directory Directory
+	Recorder  Recorder
+	Peers     Peers
+	Switches  Switches
+	Log       *zap.Logger
+	// Now is the clock.
+	Now func() time.Time
+}
+
+// A Server answers users on their sockets.
+type Server struct {
+	Options
+	engineAddr *net.UnixAddr
+	routes     *router
+	hangups    *hangups
+	http       *http.Server
+	listeners  sync.WaitGroup
+}
+
+// readHeaderTimeout is how long a client may take to send a request's header;
+// the Engine's own server waits as long.
+const readHeaderTimeout = 5 * time.Minute
+
+type connKey struct{}
+
+// New returns a Server that answers nobody yet.
+func New(o Options) (*Server, error) {
+	h, err := newHangups()
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{
+		Options:    o,
+		engineAddr: &net.UnixAddr{Name: o.Engine, Net: "unix"},
+		routes:     newRouter(table()),
+		hangups:    h,
+	}
+	s.http = &http.Server{
+		Handler:           s,
+		ReadHeaderTimeout: readHeaderTimeout,
+		// Between requests a connection may stay idle for ever, as on the raw
+		// socket; the kernel says when its client is gone.
+		IdleTimeout: 0,
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, connKey{}, c)
+		},
+		ErrorLog: zap.NewStdLog(o.Log.Named("http")),
+	}
+	go h.run()
+	return s, nil
+}
+
+// Serve answers on l, user's socket or, with "", the shared one, until l is
+// closed; then it closes the connections that came in there. It returns nil when
+// it ends because of that.
+func (s *Server) Serve(l *net.UnixListener, user string) error {
+	s.listeners.Add(1)
+	defer s.listeners.Done()
+	own := &listener{UnixListener: l, srv: s, user: user, conns: make(map[*conn]struct{})}
+	defer own.hangUpAll()
+	err := s.http.Serve(own)
+	if errors.Is(err, net.ErrClosed) || errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return fmt.Errorf("serve %s: %w", l.Addr(), err)
+}
+
+// Close ends all connections and listeners.
+func (s *Server) Close() error {
+	err := s.http.Close()
+	s.listeners.Wait()
+	return errors.Join(err, s.hangups.close())
+}
+
+// A listener accepts on one socket.
+type listener struct {
+	*net.UnixListener
+	srv  *Server
+	user string
+
+	mu    sync.Mutex
+	conns map[*conn]struct{}
+}
+
+// Accept waits for the next client.
+func (l *listener) Accept() (net.Conn, error) {
+	raw, err := l.AcceptUnix()
+	if err != nil {
+		return nil, err
+	}
+	c := &conn{UnixConn: raw, srv: l.srv, user: l.user, on: l}
+	if c.token, err = l.srv.hangups.watch(raw, c.hangUp); err != nil {
+		raw.Close()
+		return nil, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.conns[c] = struct{}{}
+	return c, nil
+}
+
+// forget drops a connection that has closed.
+func (l *listener) forget(c *conn) {
+	l.mu.Lock()
+	delete(l.conns, c)
+	l.mu.Unlock()
+}
+
+// hangUpAll closes every connection that came in here.
+func (l *listener) hangUpAll() {
+	l.mu.Lock()
+	conns := make([]*conn, 0, len(l.conns))
+	for c := range l.conns {
+		conns = append(conns, c)
+	}
+	l.mu.Unlock()
+	for _, c := range conns {
+		c.Close()
+	}
+}

@@ -1,0 +1,260 @@
+package users
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"sort"
+	"sync"
+	"time"
+
+	"github.com/ds01/ds01-proxy/policy"
+	"github.com/ds01/ds01-proxy/units"
+)
+
+// A Lister enumerates accounts.
+type Lister interface {
+	All() ([]Account, error)
+}
+
+// A Finder looks single accounts up. Errors: ErrUnknown where there is none.
+type Finder interface {
+	ByUID(uid uint32) (Account, error)
+	ByName(name string) (Account, error)
+	InAnyGroup(a Account, groups []string) (bool, error)
+}
+
+// A Source is both; *NSS is the one on a server.
+type Source interface {
+	Lister
+	Finder
+}
+
+// Rules say who is served and as what. They are root's configuration.
+type Rules struct {
+	// Only, where not empty, are the users who are served; NSS is then not
+	// enumerated and the range below does not matter.
+	Only []Account
+	// UIDMin and UIDMax bound, both included, the uids of login users.
+	UIDMin, UIDMax uint32
+	// Users and Groups are served whatever their uid.
+	Users, Groups []string
+	// Exclude are never served.
+	Exclude []string
+	// AdminUsers and AdminGroups name who no rule applies to.
+	AdminUsers, AdminGroups []string
+	// GroupOf returns a user's limits group.
+	GroupOf func(user string) string
+	// ModeOf returns how far the rules are enforced for a user of a group.
+	ModeOf func(user, group string) policy.Mode
+}
+
+// How long answers of NSS about users who cannot be enumerated are believed.
+const (
+	keepFound   = time.Minute
+	keepUnknown = 10 * time.Second
+	// maxCached bounds the answers kept, since any uid can ask.
+	maxCached = 1 << 16
+)
+
+// A Directory says who users are. Refresh brings it up to date; the look-ups are
+// answered from memory or, for users who cannot be enumerated, from a cache.
+type Directory struct {
+	source Source
+	now    func() time.Time
+
+	mu     sync.Mutex
+	rules  Rules
+	listed map[uint32]Account
+	byName map[string]uint32
+	// admins and subjects are kept by uid.
+	subjects map[uint32]policy.Subject
+	cache    map[uint32]cached
+	slices   map[uint32]string
+}
+
+type cached struct {
+	account Account
+	admin   bool
+	err     error
+	until   time.Time
+}
+
+// NewDirectory returns a Directory that knows nobody until Refresh.
+func NewDirectory(source Source, now func() time.Time) *Directory {
+	return &Directory{source: source, now: now}
+}
+
+// Listed returns the users who have a socket of their own, by name.
+func (d *Directory) Listed() []Account {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	out := make([]Account, 0, len(d.listed))
+	for _, a := range d.listed {
+		out = append(out, a)
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
+	return out
+}
+
+// Refresh reads who is served. On an error the directory stays as it was.
+func (d *Directory) Refresh(rules Rules) error {
+	all := rules.Only
+	if len(all) == 0 {
+		var err error
+		if all, err = d.source.All(); err != nil {
+			return err
+		}
+	}
+	listed := make(map[uint32]Account)
+	admins := make(map[uint32]bool)
+	for _, a := range all {
+		if _, twice := listed[a.UID]; twice {
+			// Two names of one uid are one user, by the name that comes first.
+			continue
+		}
+		ok, admin, err := d.judge(rules, a)
+		if err != nil {
+			return err
+		}
+		if ok {
+			listed[a.UID] = a
+			admins[a.UID] = admin
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.rules, d.listed = rules, listed
+	d.cache = make(map[uint32]cached)
+	d.byName = make(map[string]uint32, len(listed))
+	d.subjects = make(map[uint32]policy.Subject, len(listed))
+	known := make([]units.User, 0, len(listed))
+	for uid, a := range listed {
+		d.byName[a.Name] = uid
+		known = append(known, units.User{Name: a.Name, UID: uid})
+	}
+	d.slices = units.Slices(known)
+	for uid, a := range listed {
+		d.subjects[uid] = d.subject(a, admins[uid])
+	}
+	return nil
+}
+
+// judge reports whether an account is served, and whether as an admin.
+func (d *Directory) judge(rules Rules, a Account) (served, admin bool, err error) {
+	if slices.Contains(rules.Exclude, a.Name) || a.UID == 0 || a.Name == "" {
+		return false, false, nil
+	}
+	served = len(rules.Only) > 0 || slices.Contains(rules.Users, a.Name) ||
+		a.UID >= rules.UIDMin && a.UID <= rules.UIDMax && canLogIn(a.Shell)
+	if !served {
+		if served, err = d.source.InAnyGroup(a, rules.Groups); err != nil {
+			return false, false, err
+		}
+	}
+	if !served {
+		return false, false, nil
+	}
+	admin = slices.Contains(rules.AdminUsers, a.Name)
+	if !admin && len(rules.Only) == 0 {
+		admin, err = d.source.InAnyGroup(a, rules.AdminGroups)
+	}
+	return true, admin, err
+}
+
+// canLogIn reports whether a shell is one to log in with.
+func canLogIn(shell string) bool {
+	base := filepath.Base(shell)
+	return base != "nologin" && base != "false"
+}
+
+// subject makes the subject of an account. d.mu is held.
+func (d *Directory) subject(a Account, admin bool) policy.Subject {
+	group := d.rules.GroupOf(a.Name)
+	return policy.Subject{
+		User: a.Name, UID: a.UID, Group: group, Slice: d.slices[a.UID],
+		Admin: admin, Mode: d.rules.ModeOf(a.Name, group),
+	}
+}
+
+// ByName returns the subject of a user who is served.
+func (d *Directory) ByName(name string) (policy.Subject, error) {
+	d.mu.Lock()
+	uid, ok := d.byName[name]
+	s := d.subjects[uid]
+	only := len(d.rules.Only) > 0
+	d.mu.Unlock()
+	if ok {
+		return s, nil
+	}
+	if !only {
+		// A user who cannot be enumerated and has not come by uid yet.
+		if a, err := d.source.ByName(name); err == nil && a.Name == name {
+			return d.ByUID(a.UID)
+		}
+	}
+	return policy.Subject{}, fmt.Errorf("user %q is not served here", name)
+}
+
+// ByUID returns the subject of a uid that is served.
+func (d *Directory) ByUID(uid uint32) (policy.Subject, error) {
+	d.mu.Lock()
+	_, listed := d.listed[uid]
+	s := d.subjects[uid]
+	c, hit := d.cache[uid]
+	rules := d.rules
+	d.mu.Unlock()
+	switch {
+	case listed:
+		return s, nil
+	case hit && d.now().Before(c.until):
+		return s, c.err
+	}
+	// NSS is asked without the lock: a directory server may take its time.
+	c = d.lookUp(rules, uid)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.cache) >= maxCached {
+		d.cache = make(map[uint32]cached)
+	}
+	d.cache[uid] = c
+	if c.err != nil {
+		return policy.Subject{}, c.err
+	}
+	if _, known := d.slices[uid]; !known {
+		users := []units.User{{Name: c.account.Name, UID: uid}}
+		for id, a := range d.listed {
+			users = append(users, units.User{Name: a.Name, UID: id})
+		}
+		d.slices[uid] = units.Slices(users)[uid]
+	}
+	s = d.subject(c.account, c.admin)
+	d.subjects[uid] = s
+	d.byName[s.User] = uid
+	return s, nil
+}
+
+// lookUp asks NSS about a uid that is not listed.
+func (d *Directory) lookUp(rules Rules, uid uint32) cached {
+	until := d.now().Add(keepUnknown)
+	notServed := fmt.Errorf("uid %d is not served here", uid)
+	if len(rules.Only) > 0 {
+		return cached{err: notServed, until: until}
+	}
+	a, err := d.source.ByUID(uid)
+	if errors.Is(err, ErrUnknown) {
+		return cached{err: notServed, until: until}
+	}
+	if err != nil {
+		return cached{err: err, until: until}
+	}
+	served, admin, err := d.judge(rules, a)
+	switch {
+	case err != nil:
+		return cached{err: err, until: until}
+	case !served:
+		return cached{err: fmt.Errorf("user %s (uid %d) is not served here", a.Name, uid), until: until}
+	}
+	return cached{account: a, admin: admin, until: d.now().Add(keepFound)}
+}
