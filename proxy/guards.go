@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"fmt"
 	"net/http"
 	"strings"
 
@@ -20,6 +21,12 @@ func open(*exchange) (policy.Verdict, error) { return policy.Pass(), nil }
 // adminsOnly refuses whoever is not an admin; what is the thing as users know it.
 func adminsOnly(what string) guard {
 	return func(x *exchange) (policy.Verdict, error) { return policy.AdminsOnly(x.subject, what), nil }
+}
+
+// noPlugin answers that there is no such plugin: docker inspect looks there
+// last for whatever it is asked for, and goes by the 404.
+func noPlugin(x *exchange) (policy.Verdict, error) {
+	return policy.Verdict{}, &statusError{http.StatusNotFound, fmt.Sprintf("plugin %q not found", x.vars["ref"])}
 }
 
 // unknownRoute decides about what no row matches.

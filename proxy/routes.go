@@ -129,7 +129,7 @@ func table() []route {
 		// Plugins run as root on the host.
 		{method: get, path: "/plugins", guard: open},
 		{method: get, path: "/plugins/privileges", guard: adminsOnly("docker plugin")},
-		{method: get, path: "/plugins/{ref:.+}/json", guard: adminsOnly("docker plugin")},
+		{method: get, path: "/plugins/{ref:.+}/json", guard: noPlugin},
 		{method: post, path: "/plugins/pull", guard: adminsOnly("docker plugin")},
 		{method: post, path: "/plugins/create", guard: adminsOnly("docker plugin")},
 		{method: post, path: "/plugins/{ref:.+}/enable", guard: adminsOnly("docker plugin")},

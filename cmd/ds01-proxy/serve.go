@@ -14,6 +14,7 @@ import (
 
 	"github.com/fsnotify/fsnotify"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
@@ -265,6 +266,7 @@ func (d *daemon) keepUsers(ctx context.Context) error {
 // serveMetrics answers GET /metrics on <run_dir>/metrics.sock, which is root's.
 func (d *daemon) serveMetrics() error {
 	d.metrics.MustRegister(
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "ds01_proxy_index_containers", Help: "Containers whose owner is known."},
 			func() float64 { n, _, _ := d.index.Size(); return float64(n) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "ds01_proxy_index_synced", Help: "1 while the ownership index is in step with the Engine."},
