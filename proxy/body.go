@@ -7,6 +7,8 @@ import (
 	"io"
 	"mime"
 	"net/http"
+
+	"github.com/ds01/ds01-proxy/policy"
 )
 
 // maxJSON is the largest JSON body, in bytes, that is read to decide on it. The
@@ -44,7 +46,7 @@ func (x *exchange) takeBody() error {
 		return nil
 	}
 	if x.r.ContentLength > maxJSON {
-		return &http.MaxBytesError{Limit: maxJSON}
+		return x.tooLarge()
 	}
 	body, err := io.ReadAll(io.LimitReader(x.r.Body, maxJSON+1))
 	x.read = body
@@ -52,7 +54,7 @@ func (x *exchange) takeBody() error {
 		return badRequest("the request's body cannot be read: %v", err)
 	}
 	if len(body) > maxJSON {
-		return &http.MaxBytesError{Limit: maxJSON}
+		return x.tooLarge()
 	}
 	x.rebuilt = true
 	x.body = body
@@ -60,6 +62,17 @@ func (x *exchange) takeBody() error {
 		return badRequest("the request's body is not one JSON value")
 	}
 	return nil
+}
+
+// patience is how much of a body that is too large, in bytes, is still taken
+// in: most clients read the answer only when they have sent everything.
+const patience = 16 << 20
+
+func (x *exchange) tooLarge() error {
+	if x.subject.Mode == policy.ModeFull {
+		_, _ = io.CopyN(io.Discard, x.r.Body, patience)
+	}
+	return &http.MaxBytesError{Limit: maxJSON}
 }
 
 // refuseForm refuses bodies that the Engine would parse as part of the query.

@@ -14,11 +14,12 @@ import (
 // A router finds the row of a request. Rows are grouped by the first segment of
 // their path, so that a request is compared with a few of them only.
 type router struct {
+	table     []route
 	bySegment map[string]*mux.Router
 }
 
 func newRouter(rows []route) *router {
-	r := &router{bySegment: make(map[string]*mux.Router)}
+	r := &router{table: rows, bySegment: make(map[string]*mux.Router)}
 	for i := range rows {
 		row := &rows[i]
 		seg := firstSegment(row.path)
