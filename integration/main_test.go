@@ -172,3 +172,13 @@ func eventually(t *testing.T, what string, ok func() bool) {
 		time.Sleep(20 * time.Millisecond)
 	}
 }
+
+// cgroupOf reads the cgroups of a process.
+func cgroupOf(t *testing.T, pid string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("/proc", pid, "cgroup"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
