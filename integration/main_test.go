@@ -25,6 +25,8 @@ var (
 	theEngine *lab.Engine
 	theProxy  *lab.Proxy
 	binary    string
+	// probe is a static client to be bound into containers.
+	probe string
 )
 
 func TestMain(m *testing.M) {
@@ -51,6 +53,12 @@ func runAll(m *testing.M) (code int, err error) {
 	}
 	binary = filepath.Join(dir, "ds01-proxy")
 	if out, err := exec.Command("go", "build", "-race", "-o", binary, "../cmd/ds01-proxy").CombinedOutput(); err != nil {
+		return 1, fmt.Errorf("build: %w: %s", err, out)
+	}
+	probe = filepath.Join(dir, "probe")
+	build := exec.Command("go", "build", "-o", probe, "./lab/probe")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
 		return 1, fmt.Errorf("build: %w: %s", err, out)
 	}
 	ctx := context.Background()

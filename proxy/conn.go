@@ -22,8 +22,9 @@ type conn struct {
 	srv *Server
 	on  *listener
 	// user is whose socket this is; "" on the shared one.
-	user  string
-	token uint64
+	user     string
+	token    uint64
+	accepted time.Duration
 
 	identified sync.Once
 	subject    policy.Subject

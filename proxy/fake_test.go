@@ -204,9 +204,20 @@ type peers struct {
 	mu   sync.Mutex
 	peer peercred.Peer
 	err  error
+	// elsewhere makes every claim to be in a container a lie.
+	elsewhere bool
 }
 
-func (p *peers) Read(*net.UnixConn) (peercred.Peer, error) {
+func (p *peers) Within(peercred.Peer, int) (bool, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return !p.elsewhere, nil
+}
+
+// FirstProcess is the same for every container.
+func (p *peers) FirstProcess(context.Context, string) (int, error) { return 7, nil }
+
+func (p *peers) Read(*net.UnixConn, time.Duration) (peercred.Peer, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.peer, p.err
@@ -253,7 +264,7 @@ func newBedOn(t *testing.T, fake *fakeEngine, options ...bedOption) *bed {
 	}()
 	o := Options{
 		Engine: b.engine.socket, Owners: b.index, Ledger: b.index, Directory: people{}, Recorder: b.records,
-		Peers: b.peers, Switches: Switches{policy.SwitchAllow, policy.SwitchAllow}, Log: zap.NewNop(), Now: time.Now,
+		Peers: b.peers, Processes: b.peers, Switches: Switches{policy.SwitchAllow, policy.SwitchAllow}, Log: zap.NewNop(), Now: time.Now,
 	}
 	for _, opt := range options {
 		opt(&o)
@@ -353,4 +364,3 @@ func (b *bed) do(t *testing.T, method, target, body string) reply {
 	}
 	return b.raw(t, text+"\r\n"+body)
 }
-

@@ -176,6 +176,10 @@ func (x *exchange) forward(out *outgoing, answer answer) error {
 	}
 	whole := true
 	if sending != nil {
+		// A client that waits for the answer before it sends on must get it.
+		if err := http.NewResponseController(x.w).Flush(); err != nil {
+			up.Close()
+		}
 		whole = x.awaitSender(up, resp, sending)
 	}
 	keep = whole && !resp.Close && !out.unframed
@@ -329,12 +333,9 @@ func writeChunk(up *upstream, p []byte) error {
 // has stopped reading.
 const lingerForBody = 500 * time.Millisecond
 
-// awaitSender waits for the rest of the request's body after the answer has
-// been passed on, and reports whether all of it was sent.
+// awaitSender waits for the rest of the request's body after the Engine has
+// answered, and reports whether all of it was sent.
 func (x *exchange) awaitSender(up *upstream, resp *http.Response, sending chan error) bool {
-	if err := http.NewResponseController(x.w).Flush(); err != nil {
-		up.Close()
-	}
 	timer := time.NewTimer(lingerForBody)
 	defer timer.Stop()
 	for {

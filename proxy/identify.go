@@ -14,7 +14,7 @@ import (
 func (c *conn) identify(ctx context.Context) (*policy.Subject, error) {
 	c.identified.Do(func() {
 		c.identity = errors.New("the caller was not identified")
-		c.peer, c.identity = c.srv.Peers.Read(c.UnixConn)
+		c.peer, c.identity = c.srv.Peers.Read(c.UnixConn, c.accepted)
 		if c.identity != nil {
 			c.identity = fmt.Errorf("cannot tell who you are: %w", c.identity)
 			return
@@ -48,6 +48,10 @@ func (c *conn) onUserSocket(ctx context.Context) (policy.Subject, error) {
 			return policy.Subject{}, fmt.Errorf("cannot tell whose container you are in: %w", err)
 		case obj.Owner != "" && obj.Owner != c.user:
 			return policy.Subject{}, fmt.Errorf("this socket belongs to %s and you are in a container of %s", c.user, obj.Owner)
+		default:
+			if err := c.confirm(ctx, obj); err != nil {
+				return policy.Subject{}, err
+			}
 		}
 	}
 	who.Admin = who.Admin && c.peer.UID == who.UID && c.peer.ContainerID == ""
@@ -65,6 +69,9 @@ func (c *conn) onSharedSocket(ctx context.Context) (policy.Subject, error) {
 		if obj.Owner == "" {
 			return policy.Subject{}, errors.New("you are in a container without an owner label")
 		}
+		if err := c.confirm(ctx, obj); err != nil {
+			return policy.Subject{}, err
+		}
 		who, err := c.srv.Directory.ByName(obj.Owner)
 		who.Admin = false
 		return who, err
@@ -73,4 +80,23 @@ func (c *conn) onSharedSocket(ctx context.Context) (policy.Subject, error) {
 		return policy.Subject{User: "root", Admin: true}, nil
 	}
 	return c.srv.Directory.ByUID(c.peer.UID)
+}
+
+// confirm holds the peer's claim to be in a container against where the Engine
+// has put that container: whoever has a cgroup of their own can give it any name.
+func (c *conn) confirm(ctx context.Context, container policy.Object) error {
+	pid, err := c.srv.Processes.FirstProcess(ctx, container.ID)
+	if err != nil {
+		return fmt.Errorf("cannot tell whose container you are in: %w", err)
+	}
+	within := false
+	if pid > 0 {
+		if within, err = c.srv.Peers.Within(c.peer, pid); err != nil {
+			return fmt.Errorf("cannot tell whose container you are in: %w", err)
+		}
+	}
+	if !within {
+		return fmt.Errorf("your cgroup is named like container %.12s and is not that container's", container.ID)
+	}
+	return nil
 }

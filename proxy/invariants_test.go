@@ -388,7 +388,27 @@ func TestI4ASocketGrantsNoMoreThanItsOwnerHas(t *testing.T) {
 	}
 }
 
-// TestI5AnUpgradeIsTunnelledOnlyAfterTheEngineAgreed
+// TestAForgedCgroupIsNobody lets peers claim containers that they are not in.
+func TestAForgedCgroupIsNobody(t *testing.T) {
+	b := newBed(t)
+	b.peers.elsewhere = true
+	for _, socket := range []string{"alice", ""} {
+		for _, uid := range []uint32{0, 1001} {
+			b.peers.set(peercred.Peer{UID: uid, ContainerID: aliceID}, nil)
+			c := b.dial(t, socket)
+			text := "GET /containers/json HTTP/1.1\r\nHost: d\r\n\r\n"
+			if _, err := io.WriteString(c, text); err != nil {
+				t.Fatal(err)
+			}
+			if got := readReply(t, bufio.NewReader(c), text); got.status != 403 || !strings.Contains(got.message(), "not that container's") {
+				t.Errorf("uid %d on %q: %d %s", uid, socket, got.status, got.message())
+			}
+		}
+	}
+}
+
+// TestI5AnUpgradeIsTunnelledOnlyAfterTheEngineAgreed takes each answer that an
+// Engine can give to an upgrade.
 func TestI5AnUpgradeIsTunnelledOnlyAfterTheEngineAgreed(t *testing.T) {
 	b := newBed(t)
 	attach := "POST /containers/alices/attach?stream=1 HTTP/1.1\r\nHost: d\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 0\r\n\r\n"

@@ -87,7 +87,9 @@ func example(template string) string {
 }
 
 // isFallback reports whether a row is for what no other row knows.
-func isFallback(row *route) bool { return row == nil || row.method == anyMethod && row.path != "/debug/{rest:.*}" }
+func isFallback(row *route) bool {
+	return row == nil || row.method == anyMethod && row.path != "/debug/{rest:.*}"
+}
 
 // TestI7EveryRouteHasARow compares the table with the Engine's own description
 // and source, with and without a version, and fails on a missing row.

@@ -55,7 +55,17 @@ type Recorder interface {
 
 // Peers identifies the process on the other end of a connection.
 type Peers interface {
-	Read(*net.UnixConn) (peercred.Peer, error)
+	// Read identifies the peer of a connection that was accepted at that time.
+	Read(c *net.UnixConn, accepted time.Duration) (peercred.Peer, error)
+	// Within reports whether the peer is where the container's first process is.
+	Within(p peercred.Peer, pid int) (bool, error)
+}
+
+// Processes says what runs in the Engine.
+type Processes interface {
+	// FirstProcess returns the pid of a container's first process, 0 where the
+	// container does not run.
+	FirstProcess(ctx context.Context, containerID string) (int, error)
 }
 
 // Switches say what happens where the proxy cannot know.
@@ -73,6 +83,7 @@ type Options struct {
 	Directory Directory
 	Recorder  Recorder
 	Peers     Peers
+	Processes Processes
 	Switches  Switches
 	Log       *zap.Logger
 	// Now is the clock.
@@ -160,7 +171,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &conn{UnixConn: raw, srv: l.srv, user: l.user, on: l}
+	c := &conn{UnixConn: raw, srv: l.srv, user: l.user, on: l, accepted: peercred.Now()}
 	if c.token, err = l.srv.hangups.watch(raw, c.hangUp); err != nil {
 		raw.Close()
 		return nil, err

@@ -59,17 +59,23 @@ func Slices(users []User) map[uint32]string {
 		if _, done := out[u.UID]; done {
 			continue
 		}
-		name := Sanitize(u.Name)
-		if name == "" {
-			name = "u" + strconv.FormatUint(uint64(u.UID), 10)
-		}
-		for taken[name] {
-			name += "_" + strconv.FormatUint(uint64(u.UID), 10)
-		}
+		name := Slice(u, taken)
 		taken[name] = true
 		out[u.UID] = name
 	}
 	return out
+}
+
+// Slice gives one user a slice name component that is not taken.
+func Slice(u User, taken map[string]bool) string {
+	name := Sanitize(u.Name)
+	if name == "" {
+		name = "u" + strconv.FormatUint(uint64(u.UID), 10)
+	}
+	for taken[name] {
+		name += "_" + strconv.FormatUint(uint64(u.UID), 10)
+	}
+	return name
 }
 
 // CgroupParent returns what the Engine's HostConfig.CgroupParent must say to

@@ -61,15 +61,22 @@ func readGroups(path string) (*groups, error) {
 	if file.AccessControl.AdminGroup != "" {
 		g.adminGroups = []string{file.AccessControl.AdminGroup}
 	}
-	for i := 0; i+1 < len(file.Groups.Content); i += 2 {
-		name := file.Groups.Content[i].Value
+	all := &file.Groups
+	for all.Kind == yaml.AliasNode {
+		all = all.Alias
+	}
+	if all.Kind != 0 && all.Kind != yaml.MappingNode && all.Tag != "!!null" {
+		return nil, fmt.Errorf("limits file %s: line %d: groups is not a mapping of names to groups", path, all.Line)
+	}
+	for i := 0; i+1 < len(all.Content); i += 2 {
+		name := all.Content[i].Value
 		var group struct {
 			Members []string `yaml:"members"`
 		}
-		if err := file.Groups.Content[i+1].Decode(&group); err != nil {
+		if err := all.Content[i+1].Decode(&group); err != nil {
 			return nil, fmt.Errorf("limits file %s: group %s: %w", path, name, err)
 		}
-		listed, err := readMembers(filepath.Join(filepath.Dir(path), "groups", name+".members"))
+		listed, err := readMembers(filepath.Join(filepath.Dir(path), "groups", filepath.Base(name)+".members"))
 		if err != nil {
 			return nil, err
 		}

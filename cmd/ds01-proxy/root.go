@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -85,7 +86,7 @@ func (f *configFlags) load(cmd *cobra.Command) (*config, error) {
 		}
 	}
 	// Named directories keep everything inside them.
-	if f.runDir != "" {
+	if f.runDir != "" && c.sharedPath() != "" {
 		c.SharedSocket = nil
 	}
 	if f.stateDir != "" {
@@ -118,8 +119,8 @@ func parseUser(text string) (users.Account, error) {
 		return a, nil
 	}
 	uid, err := strconv.ParseUint(id, 10, 32)
-	if err != nil || uid == 0 || name == "" {
-		return users.Account{}, fmt.Errorf("--user %s: not NAME:UID with a uid above 0", text)
+	if err != nil || uid == 0 || uid == math.MaxUint32 || name == "" || strings.ContainsAny(name, "/\x00") || strings.HasPrefix(name, ".") {
+		return users.Account{}, fmt.Errorf("--user %s: not NAME:UID with a name that can be a file's and a uid from 1 to %d", text, uint32(math.MaxUint32-1))
 	}
 	return users.Account{Name: name, UID: uint32(uid), Shell: "/bin/sh"}, nil
 }

@@ -107,7 +107,8 @@ func newDaemon(c *config) (_ *daemon, err error) {
 		records = zap.New(zapcore.NewCore(encoder, buffered, zapcore.InfoLevel))
 	}
 
-	d.index = engine.NewIndex(engine.NewClient(c.enginePath()), d.log.Named("index"))
+	client := engine.NewClient(c.enginePath())
+	d.index = engine.NewIndex(client, d.log.Named("index"))
 	d.directory = users.NewDirectory(new(users.NSS), time.Now)
 	peers, err := peercred.NewReader()
 	if err != nil {
@@ -115,7 +116,7 @@ func newDaemon(c *config) (_ *daemon, err error) {
 	}
 	d.server, err = proxy.New(proxy.Options{
 		Engine: c.enginePath(), Owners: d.index, Ledger: d.index, Directory: d.directory,
-		Recorder: audit.New(records, d.log.Named("audit"), d.metrics), Peers: peers,
+		Recorder: audit.New(records, d.log.Named("audit"), d.metrics), Peers: peers, Processes: client,
 		Switches: proxy.Switches{
 			UnownedContainers: switchOf(c.UnownedContainers), UnknownRoutes: switchOf(c.UnknownRoutes),
 		},

@@ -159,6 +159,14 @@ func (c *Client) Inspect(ctx context.Context, ref string) (Container, error) {
 	return Container{ID: one.ID, Names: []string{one.Name}, Labels: one.Config.Labels}, nil
 }
 
+// FirstProcess asks for the pid of a container's first process, 0 where the
+// container does not run.
+func (c *Client) FirstProcess(ctx context.Context, id string) (int, error) {
+	var one struct{ State struct{ Pid int } }
+	err := c.getJSON(ctx, "/containers/"+url.PathEscape(id)+"/json", &one)
+	return one.State.Pid, err
+}
+
 // Exec asks which container an exec runs in.
 func (c *Client) Exec(ctx context.Context, id string) (containerID string, err error) {
 	var one struct{ ContainerID string }

@@ -173,7 +173,13 @@ func (x *Index) Exec(ctx context.Context, id string) (policy.Object, error) {
 	if err != nil {
 		return policy.Object{}, fmt.Errorf("resolve exec %q: %w", id, err)
 	}
-	obj.Kind, obj.ID, obj.Ref = "exec", id, id
+	// Messages about protection name the container.
+	x.mu.RLock()
+	if e := x.table.byID[obj.ID]; e != nil && e.name != "" {
+		obj.Ref = e.name
+	}
+	x.mu.RUnlock()
+	obj.Kind, obj.ID = "exec", id
 	return obj, nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -22,8 +23,70 @@ type Peer struct {
 	UID, GID uint32
 	// ContainerID is the 64-digit ID of the container that the process runs in,
 	// or "" where it runs in none.
+	// It is a claim: users who were given a cgroup of their own can name one in
+	// it like a container; see Within.
 	ContainerID string
+
+	cgroups string
 }
+
+// Within reports whether the peer is in the cgroup, named after its container,
+// that the process pid is in: pid is the container's first process, which only
+// the Engine can place.
+func (r *Reader) Within(p Peer, pid int) (bool, error) {
+	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cgroup")
+	if err != nil {
+		return false, fmt.Errorf("cgroup of the container's first process: %w", err)
+	}
+	return r.within(p, string(text)), nil
+}
+
+// within compares the peer's cgroups with those of the container's first process.
+func (r *Reader) within(p Peer, first string) bool {
+	placed := make(map[string]bool)
+	for _, prefix := range prefixes(first, p.ContainerID) {
+		placed[prefix] = true
+	}
+	claims := prefixes(p.cgroups, p.ContainerID)
+	for _, prefix := range claims {
+		if !placed[prefix] {
+			return false
+		}
+	}
+	return len(claims) > 0
+}
+
+// prefixes returns, from the text of /proc/PID/cgroup, the beginning of every
+// line whose path has id in it, up to the end of the path element that has it.
+func prefixes(text, id string) []string {
+	var out []string
+	for line := range strings.Lines(text) {
+		if i := strings.Index(line, id); i >= 0 {
+			end := i + len(id)
+			if j := strings.IndexAny(line[end:], "/\n"); j >= 0 {
+				end += j
+			} else {
+				end = len(line)
+			}
+			out = append(out, line[:end])
+		}
+	}
+	return out
+}
+
+// Now is the time that Read wants to know: since boot, as the kernel counts the
+// start of processes.
+func Now() time.Duration {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		return 0
+	}
+	return time.Duration(ts.Nano())
+}
+
+// tick is the unit of a process's start time: USER_HZ is 100 on all
+// architectures that Docker runs on.
+const tick = 10 * time.Millisecond
 
 // ErrGone means that the connecting process ended before it was identified.
 var ErrGone = errors.New("the process that connected has ended")
@@ -52,7 +115,10 @@ func NewReader() (*Reader, error) {
 // process, so that a reused pid cannot lend another process's cgroup.
 //
 // SO_PEERCRED is described in unix(7), SO_PEERPIDFD exists since Linux 6.5.
-func (r *Reader) Read(conn *net.UnixConn) (Peer, error) {
+//
+// accepted is when, by Now, the connection was accepted: where the kernel has no
+// SO_PEERPIDFD, a process that began later only has the caller's pid.
+func (r *Reader) Read(conn *net.UnixConn, accepted time.Duration) (Peer, error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
 		return Peer{}, fmt.Errorf("peer credentials: %w", err)
@@ -83,14 +149,18 @@ func (r *Reader) Read(conn *net.UnixConn) (Peer, error) {
 		}
 		return Peer{}, fmt.Errorf("cgroup of pid %d: %w", p.PID, err)
 	}
-	if err := stillThere(pidfd, p.PID); err != nil {
+	if err := stillThere(pidfd, p.PID, accepted); err != nil {
 		return Peer{}, err
 	}
 	for _, id := range containerIDs(string(text)) {
+		// The outermost is the Engine's placement; what is below may be made by
+		// whoever the cgroup was given to.
 		if !r.Own[id] {
 			p.ContainerID = id
+			break
 		}
 	}
+	p.cgroups = string(text)
 	return p, nil
 }
 
@@ -98,11 +168,11 @@ func (r *Reader) Read(conn *net.UnixConn) (Peer, error) {
 const pfExiting = 0x4
 
 // stillThere reports, as nil, that what was read of pid was true of the process
-// that pidfd stands for. Two things can make it false: the process ended and its
-// pid is another's now, or its first thread is exiting, whether others go on or
+// that pidfd stands for, which is the one that connected. Two things can make it
+// false: the process ended and its pid is another's now, or its first thread is exiting, whether others go on or
 // not: on cgroup v1 the kernel shows such a thread in the root cgroup, where a
 // container's process must not seem to be.
-func stillThere(pidfd int, pid int32) error {
+func stillThere(pidfd int, pid int32, accepted time.Duration) error {
 	stat, err := os.ReadFile("/proc/" + strconv.Itoa(int(pid)) + "/stat")
 	if err != nil {
 		return ErrGone
@@ -110,14 +180,18 @@ func stillThere(pidfd int, pid int32) error {
 	// pid (comm) state ppid pgrp session tty_nr tpgid flags …, and comm may hold
 	// anything: proc_pid_stat(5).
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	if len(fields) < 7 {
+	if len(fields) < 20 {
 		return fmt.Errorf("stat of pid %d is not understood", pid)
 	}
 	flags, err := strconv.ParseUint(fields[6], 10, 64)
 	if err != nil {
 		return fmt.Errorf("stat of pid %d: %w", pid, err)
 	}
-	if flags&pfExiting != 0 {
+	started, err := strconv.ParseInt(fields[19], 10, 64)
+	if err != nil {
+		return fmt.Errorf("stat of pid %d: %w", pid, err)
+	}
+	if flags&pfExiting != 0 || time.Duration(started)*tick > accepted {
 		return ErrGone
 	}
 	// A pidfd becomes readable when its process has ended: pidfd_open(2).

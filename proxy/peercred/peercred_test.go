@@ -256,11 +256,11 @@ func TestReadIdentifies(t *testing.T) {
 	} {
 		t.Run(r.act, func(t *testing.T) {
 			p := connect(t, r.act, "")
-			got, err := new(Reader).Read(p.conn)
+			got, err := new(Reader).Read(p.conn, Now())
 			if err != nil {
 				t.Fatal(err)
 			}
-			got.ContainerID = ""
+			got.ContainerID, got.cgroups = "", ""
 			if want := (Peer{PID: int32(p.pid), UID: r.uid, GID: r.gid}); got != want {
 				t.Errorf("got %+v, want %+v", got, want)
 			}
@@ -281,7 +281,7 @@ func TestReadRefusesThePeerThatEnded(t *testing.T) {
 	})
 	t.Run("after it was there", func(t *testing.T) {
 		p := connect(t, "connect", "")
-		if _, err := new(Reader).Read(p.conn); err != nil {
+		if _, err := new(Reader).Read(p.conn, Now()); err != nil {
 			t.Fatal(err)
 		}
 		p.end()
@@ -304,7 +304,7 @@ func TestReadRefusesThePeerWhoseFirstThreadEnded(t *testing.T) {
 
 func wantGone(t *testing.T, p peer) {
 	t.Helper()
-	if got, err := new(Reader).Read(p.conn); !errors.Is(err, ErrGone) || got != (Peer{}) {
+	if got, err := new(Reader).Read(p.conn, Now()); !errors.Is(err, ErrGone) || got != (Peer{}) {
 		t.Errorf("got %+v, %v; want nobody and %v", got, err, ErrGone)
 	}
 }
@@ -317,14 +317,14 @@ func TestStillThere(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(pidfd)
-	if err := stillThere(pidfd, int32(p.pid)); err != nil {
+	if err := stillThere(pidfd, int32(p.pid), Now()); err != nil {
 		t.Errorf("alive: %v", err)
 	}
 	p.end()
-	if err := stillThere(pidfd, int32(os.Getpid())); !errors.Is(err, ErrGone) {
+	if err := stillThere(pidfd, int32(os.Getpid()), Now()); !errors.Is(err, ErrGone) {
 		t.Errorf("ended, and the pid is another's: %v, want %v", err, ErrGone)
 	}
-	if err := stillThere(pidfd, int32(p.pid)); !errors.Is(err, ErrGone) {
+	if err := stillThere(pidfd, int32(p.pid), Now()); !errors.Is(err, ErrGone) {
 		t.Errorf("ended: %v, want %v", err, ErrGone)
 	}
 }
@@ -351,7 +351,7 @@ func TestOpenPeerRefusesAnInvisibleProcess(t *testing.T) {
 func TestReadRefusesWhatIsClosed(t *testing.T) {
 	p := connect(t, "connect", "")
 	p.conn.Close()
-	if got, err := new(Reader).Read(p.conn); err == nil || got != (Peer{}) {
+	if got, err := new(Reader).Read(p.conn, Now()); err == nil || got != (Peer{}) {
 		t.Errorf("got %+v, %v; want an error", got, err)
 	}
 }
@@ -415,7 +415,7 @@ func TestReadNamesTheContainer(t *testing.T) {
 			for _, o := range append(ownIDs(t), r.own...) {
 				reader.Own[o] = true
 			}
-			got, err := reader.Read(p.conn)
+			got, err := reader.Read(p.conn, Now())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -458,5 +458,56 @@ func TestNewReaderKnowsItsOwnContainer(t *testing.T) {
 	}
 	if !reflect.DeepEqual(r.Own, want) {
 		t.Errorf("here: own containers %v, want %v", r.Own, want)
+	}
+}
+
+// Before Linux 6.5 there is only a pid to go by: a process that began after the
+// connection was accepted cannot be the one that connected.
+func TestReadRefusesAProcessThatIsYoungerThanTheConnection(t *testing.T) {
+	p := connect(t, "connect", "")
+	if got, err := new(Reader).Read(p.conn, time.Second); !errors.Is(err, ErrGone) || got != (Peer{}) {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	if _, err := new(Reader).Read(p.conn, Now()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestPrefixes(t *testing.T) {
+	id := strings.Repeat("ab", 32)
+	for _, c := range []struct{ text, want string }{
+		{"0::/system.slice/docker-" + id + ".scope\n", "0::/system.slice/docker-" + id + ".scope"},
+		{"0::/system.slice/docker-" + id + ".scope/init\n", "0::/system.slice/docker-" + id + ".scope"},
+		{"4:memory:/docker/" + id + "\n3:cpu:/\n1:name=systemd:/docker/" + id, "4:memory:/docker/" + id + " 1:name=systemd:/docker/" + id},
+		{"0::/user.slice/user@1.service/" + id + "/" + id + "\n", "0::/user.slice/user@1.service/" + id},
+		{"0::/\n", ""},
+	} {
+		if got := strings.Join(prefixes(c.text, id), " "); got != c.want {
+			t.Errorf("%q: %q, want %q", c.text, got, c.want)
+		}
+	}
+}
+
+// A claim to be in a container holds where the container's first process is in
+// the same cgroup, in every hierarchy that the claim is made in.
+func TestWithin(t *testing.T) {
+	id := strings.Repeat("ab", 32)
+	reader := new(Reader)
+	for _, c := range []struct {
+		name, claim, placed string
+		want                bool
+	}{
+		{"the same", "0::/a/" + id + "\n", "0::/a/" + id + "\n", true},
+		{"below it", "0::/a/" + id + "/b\n", "0::/a/" + id + "\n", true},
+		{"a name of one's own making", "0::/user.slice/" + id + "\n", "0::/a/" + id + "\n", false},
+		{"right in one hierarchy only", "2:cpu:/a/" + id + "\n1:x:/user/" + id + "\n", "2:cpu:/a/" + id + "\n1:x:/a/" + id + "\n", false},
+		{"no claim", "0::/\n", "0::/a/" + id + "\n", false},
+	} {
+		if got := reader.within(Peer{ContainerID: id, cgroups: c.claim}, c.placed); got != c.want {
+			t.Errorf("%s: %t, want %t", c.name, got, c.want)
+		}
+	}
+	if _, err := reader.Within(Peer{ContainerID: id}, 1<<30); err == nil {
+		t.Error("a first process that is not there was read")
 	}
 }

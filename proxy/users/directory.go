@@ -64,10 +64,12 @@ type Directory struct {
 	source Source
 	now    func() time.Time
 
-	mu     sync.Mutex
-	rules  Rules
-	listed map[uint32]Account
-	byName map[string]uint32
+	mu    sync.Mutex
+	rules Rules
+	// generation counts refreshes.
+	generation int
+	listed     map[uint32]Account
+	byName     map[string]uint32
 	// admins and subjects are kept by uid.
 	subjects map[uint32]policy.Subject
 	cache    map[uint32]cached
@@ -109,9 +111,11 @@ func (d *Directory) Refresh(rules Rules) error {
 	}
 	listed := make(map[uint32]Account)
 	admins := make(map[uint32]bool)
+	named := make(map[string]bool)
 	for _, a := range all {
-		if _, twice := listed[a.UID]; twice {
-			// Two names of one uid are one user, by the name that comes first.
+		if _, twice := listed[a.UID]; twice || named[a.Name] {
+			// Two names of one uid are one user, by the name that comes first; so are
+			// two uids of one name.
 			continue
 		}
 		ok, admin, err := d.judge(rules, a)
@@ -120,12 +124,14 @@ func (d *Directory) Refresh(rules Rules) error {
 		}
 		if ok {
 			listed[a.UID] = a
+			named[a.Name] = true
 			admins[a.UID] = admin
 		}
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.rules, d.listed = rules, listed
+	d.generation++
 	d.cache = make(map[uint32]cached)
 	d.byName = make(map[string]uint32, len(listed))
 	d.subjects = make(map[uint32]policy.Subject, len(listed))
@@ -182,11 +188,20 @@ func (d *Directory) subject(a Account, admin bool) policy.Subject {
 func (d *Directory) ByName(name string) (policy.Subject, error) {
 	d.mu.Lock()
 	uid, ok := d.byName[name]
+	_, listed := d.listed[uid]
 	s := d.subjects[uid]
 	only := len(d.rules.Only) > 0
 	d.mu.Unlock()
-	if ok {
+	switch {
+	case ok && listed:
 		return s, nil
+	case ok:
+		// The answer about a user who cannot be enumerated expires.
+		s, err := d.ByUID(uid)
+		if err == nil && s.User != name {
+			return policy.Subject{}, fmt.Errorf("user %q is not served here", name)
+		}
+		return s, err
 	}
 	if !only {
 		// A user who cannot be enumerated and has not come by uid yet.
@@ -203,17 +218,24 @@ func (d *Directory) ByUID(uid uint32) (policy.Subject, error) {
 	_, listed := d.listed[uid]
 	s := d.subjects[uid]
 	c, hit := d.cache[uid]
-	rules := d.rules
+	rules, generation := d.rules, d.generation
 	d.mu.Unlock()
 	switch {
 	case listed:
 		return s, nil
+	case hit && c.err != nil && d.now().Before(c.until):
+		return policy.Subject{}, c.err
 	case hit && d.now().Before(c.until):
-		return s, c.err
+		return s, nil
 	}
 	// NSS is asked without the lock: a directory server may take its time.
 	c = d.lookUp(rules, uid)
 	d.mu.Lock()
+	if generation != d.generation {
+		// The rules are others by now.
+		d.mu.Unlock()
+		return d.ByUID(uid)
+	}
 	defer d.mu.Unlock()
 	if len(d.cache) >= maxCached {
 		d.cache = make(map[uint32]cached)
@@ -223,11 +245,11 @@ func (d *Directory) ByUID(uid uint32) (policy.Subject, error) {
 		return policy.Subject{}, c.err
 	}
 	if _, known := d.slices[uid]; !known {
-		users := []units.User{{Name: c.account.Name, UID: uid}}
-		for id, a := range d.listed {
-			users = append(users, units.User{Name: a.Name, UID: id})
+		taken := make(map[string]bool, len(d.slices))
+		for _, slice := range d.slices {
+			taken[slice] = true
 		}
-		d.slices[uid] = units.Slices(users)[uid]
+		d.slices[uid] = units.Slice(units.User{Name: c.account.Name, UID: uid}, taken)
 	}
 	s = d.subject(c.account, c.admin)
 	d.subjects[uid] = s

@@ -569,3 +569,48 @@ func TestNSSIsUsedByManyAtOnce(t *testing.T) {
 		}
 	}
 }
+
+// Users who cannot be enumerated have slices of their own too, whoever comes
+// first and whoever is listed.
+func TestUnlistedShareNoSlice(t *testing.T) {
+	src := &fakeSource{listed: []Account{account("a-b", 1700)}, hidden: []Account{account("a_b", 1500), account("a.b", 1600)}}
+	d, _ := refreshed(t, src, rules(nil))
+	seen := make(map[string]uint32)
+	for _, uid := range []uint32{1600, 1700, 1500} {
+		s, err := d.ByUID(uid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if other, taken := seen[s.Slice]; taken {
+			t.Errorf("uids %d and %d share the slice %s", uid, other, s.Slice)
+		}
+		seen[s.Slice] = uid
+	}
+}
+
+// What is said by name about users who cannot be enumerated expires too.
+func TestByNameExpires(t *testing.T) {
+	src := &fakeSource{hidden: []Account{account("x", 1500)}}
+	d, now := refreshed(t, src, rules(nil))
+	if _, err := d.ByUID(1500); err != nil {
+		t.Fatal(err)
+	}
+	src.hidden = nil
+	now.now = now.now.Add(2 * keepFound)
+	if s, err := d.ByName("x"); err == nil || s != (policy.Subject{}) {
+		t.Errorf("got %+v, %v", s, err)
+	}
+	if s, err := d.ByUID(1500); err == nil || s != (policy.Subject{}) {
+		t.Errorf("got %+v, %v", s, err)
+	}
+}
+
+// Of two uids with one name the first entry of NSS is the user.
+func TestOneNameIsOneUser(t *testing.T) {
+	for range 20 {
+		d, _ := refreshed(t, &fakeSource{listed: []Account{account("alice", 1001), account("alice", 1002)}}, rules(nil))
+		if s, err := d.ByName("alice"); err != nil || s.UID != 1001 {
+			t.Fatalf("got %+v, %v", s, err)
+		}
+	}
+}
