@@ -33,6 +33,9 @@ var (
 	bobExec   = id("eb")
 )
 
+// testTime is a time for tests.
+var testTime = time.Date(2026, 1, 31, 12, 0, 0, 0, time.UTC)
+
 func id(prefix string) string { return prefix + strings.Repeat("0", 64-len(prefix)-1) + "1" }
 
 // An arrival is a request as the fake Engine received it.

@@ -26,7 +26,7 @@ func containerVerbs() []operation {
 	var ops []operation
 	for _, row := range table() {
 		if strings.HasPrefix(row.path, "/containers/{ref") && row.method != anyMethod {
-			ops = append(ops, operation{row.method, strings.NewReplacer("{ref:.+}", "REF", "{ref}", "REF", "{checkpoint}", "c").Replace(row.path)})
+			ops = append(ops, operation{row.method, strings.NewReplacer("{ref:.*}", "REF", "{ref}", "REF", "{checkpoint}", "c").Replace(row.path)})
 		}
 	}
 	// DELETE takes everything after /containers/ for the name.

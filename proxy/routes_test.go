@@ -126,7 +126,7 @@ func TestI7EveryRouteHasARow(t *testing.T) {
 	}
 	sort.Strings(unused)
 	// Older Engines register it; engine-api keeps it for admins.
-	want := []string{"POST /containers/{ref:.+}/copy"}
+	want := []string{"POST /containers/{ref:.*}/copy"}
 	if strings.Join(unused, "\n") != strings.Join(want, "\n") {
 		t.Errorf("rows that no Engine registers: %q", unused)
 	}
