@@ -63,12 +63,6 @@ func ContainerReferences(req *container.CreateRequest) []Reference {
 	return refs
 }
 
-// reserved are the labels that only the proxy and admins write.
-var reserved = []string{
-	LabelUser, LabelManaged, LabelContainerType, LabelCreatedAt,
-	LabelGPUSlot, LabelGPUEphemeral, LabelProtected,
-}
-
 // StampContainer sets what is the proxy's to say on a container that is about
 // to be created: owner and management labels, and the cgroup parent, in the form
 // that the Engine's cgroup driver wants. It is the last thing that touches the
@@ -82,13 +76,7 @@ func StampContainer(req *container.CreateRequest, s *Subject, cgroupParent strin
 		// is no HostConfig.
 		req.HostConfig = &container.HostConfig{}
 	}
-	labels := make(map[string]string, len(req.Config.Labels)+5)
-	for k, v := range req.Config.Labels {
-		labels[k] = v
-	}
-	for _, k := range reserved {
-		delete(labels, k)
-	}
+	labels := WithoutReserved(req.Config.Labels)
 	labels[LabelContainerType] = ContainerType(labels)
 	labels[LabelUser] = s.User
 	labels[LabelManaged] = "true"

@@ -68,7 +68,11 @@ func AccessObject(s *Subject, o Object, use Use, unowned Switch) Verdict {
 		return refuse("protected-"+o.Kind, fmt.Sprintf(
 			"Error: Container '%s' is protected infrastructure.\nAdmin access required. Contact system administrator.", o.Ref))
 	case o.Owner == "":
-		return failOpen("unowned-"+o.Kind, fmt.Sprintf("%s %s has no owner label and unowned_containers is allow", o.Kind, o.ID))
+		key := "unowned_resources"
+		if o.Kind == "container" || o.Kind == "exec" {
+			key = "unowned_containers"
+		}
+		return failOpen("unowned-"+o.Kind, fmt.Sprintf("%s %s has no owner label and %s is allow", o.Kind, o.ID, key))
 	}
 	return allow("own-" + o.Kind)
 }

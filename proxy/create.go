@@ -45,6 +45,15 @@ func createContainer(x *exchange) (policy.Verdict, error) {
 		}
 		ref.Set(obj.ID)
 	}
+	for _, step := range []func(*container.CreateRequest) (policy.Verdict, error){x.createNetworks, x.createVolumes} {
+		v, err := step(&req)
+		if err != nil || !v.Allowed() {
+			return v, err
+		}
+		if v.Outcome == policy.FailOpen {
+			verdict = v
+		}
+	}
 	if err := x.stampRequest(&req); err != nil {
 		return policy.Verdict{}, err
 	}

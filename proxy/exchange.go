@@ -32,6 +32,8 @@ type exchange struct {
 	// body replaces the client's body where rebuilt is true.
 	body    []byte
 	rebuilt bool
+	// local, where set, is the answer to a request that is not forwarded.
+	local []byte
 	// read is what was read of the client's body to decide, for a mode that
 	// forwards the client's own.
 	read []byte
@@ -40,6 +42,8 @@ type exchange struct {
 	// finish, if set, is called once the Engine has answered, before the client
 	// reads it, and with ok false where the Engine refused or never answered.
 	finish func(ok bool)
+	// release, if set, gives back a lock once the Engine has answered.
+	release func()
 
 	wroteHeader bool
 	recorded    bool
@@ -83,6 +87,13 @@ func (x *exchange) serve() error {
 	}
 	if !x.verdict.Allowed() {
 		x.refuse(x.verdict)
+		return nil
+	}
+	if x.local != nil {
+		x.answered(http.StatusOK)
+		x.w.Header().Set("Content-Type", "application/json")
+		x.wroteHeader = true
+		_, _ = x.w.Write(x.local)
 		return nil
 	}
 	return x.forward(x.outgoing(), x.row.answer)
@@ -210,6 +221,7 @@ func (x *exchange) record() {
 	if x.finish != nil {
 		x.finish(false)
 	}
+	x.letGo()
 	if x.subject != nil {
 		x.rec.User, x.rec.Admin, x.rec.Mode = x.subject.User, x.subject.Admin, x.subject.Mode.String()
 	}
@@ -232,5 +244,13 @@ func (x *exchange) answered(status int) {
 		finish := x.finish
 		x.finish = nil
 		finish(status >= 200 && status < 300)
+	}
+	x.letGo()
+}
+
+func (x *exchange) letGo() {
+	if x.release != nil {
+		x.release()
+		x.release = nil
 	}
 }

@@ -112,6 +112,14 @@ func (f *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		reply(map[string]string{"ContainerID": bobID})
 		return
 	}
+	if r.Header.Get("User-Agent") == "Go-http-client/1.1" && strings.HasPrefix(r.URL.Path, "/images/") {
+		reply(map[string]any{"Config": map[string]any{"Volumes": map[string]any{"/declared": struct{}{}}}})
+		return
+	}
+	if r.Header.Get("User-Agent") == "Go-http-client/1.1" && r.URL.Path == "/networks" {
+		reply([]map[string]any{{"Id": id("4e"), "Name": "n", "Labels": map[string]string{"ds01.user": "alice"}}})
+		return
+	}
 	if r.Header.Get("User-Agent") == "Go-http-client/1.1" {
 		w.WriteHeader(http.StatusNotFound)
 		reply(map[string]string{"message": "No such container: " + r.URL.Path})
@@ -265,9 +273,10 @@ func newBedOn(t *testing.T, fake *fakeEngine, options ...bedOption) *bed {
 		b.index.Run(ctx)
 		close(done)
 	}()
+	resources := engine.NewResources(engine.NewClient(b.engine.socket))
 	o := Options{
-		Engine: b.engine.socket, Owners: b.index, Ledger: b.index, Directory: people{}, Recorder: b.records,
-		Peers: b.peers, Processes: b.peers, Switches: Switches{policy.SwitchAllow, policy.SwitchAllow}, Log: zap.NewNop(), Now: time.Now,
+		Engine: b.engine.socket, Owners: b.index, Ledger: b.index, Resources: resources, Catalog: resources, Census: resources, Directory: people{}, Recorder: b.records,
+		Peers: b.peers, Processes: b.peers, Switches: Switches{policy.SwitchAllow, policy.SwitchAllow, policy.SwitchAllow}, Log: zap.NewNop(), Now: time.Now,
 	}
 	for _, opt := range options {
 		opt(&o)

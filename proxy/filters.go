@@ -42,16 +42,16 @@ func (x *exchange) setFilters(args filters.Args) error {
 	return nil
 }
 
-// filterContainers adds the owner's label to the client's own filters. The
+// filterOwn adds the owner's label to the client's own filters. The
 // Engine wants all labels to match, so that what the client asks for can only
 // narrow it.
-func filterContainers(x *exchange) (policy.Verdict, error) {
+func filterOwn(x *exchange) (policy.Verdict, error) {
 	args, err := x.filters()
 	if err != nil {
 		return policy.Verdict{}, err
 	}
 	args.Add("label", policy.LabelUser+"="+x.subject.User)
-	return policy.Verdict{Outcome: policy.Allow, Rule: "own-containers-only"}, x.setFilters(args)
+	return policy.Verdict{Outcome: policy.Allow, Rule: "own-only"}, x.setFilters(args)
 }
 
 // listContainers filters a list by owner. The filters before and since name
@@ -76,5 +76,5 @@ func listContainers(x *exchange) (policy.Verdict, error) {
 	if err := x.setFilters(args); err != nil {
 		return policy.Verdict{}, err
 	}
-	return filterContainers(x)
+	return filterOwn(x)
 }

@@ -116,7 +116,7 @@ func FuzzFilters(f *testing.F) {
 		}
 		x := &exchange{query: query, subject: &policy.Subject{User: "alice"}}
 		theirs, theirErr := filters.FromJSON(query.Get("filters"))
-		if v, err := filterContainers(x); err != nil || !v.Allowed() {
+		if v, err := filterOwn(x); err != nil || !v.Allowed() {
 			if theirErr == nil {
 				t.Fatalf("%q is refused and the Engine takes it: %v", raw, err)
 			}

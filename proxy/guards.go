@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	"github.com/docker/docker/api/types/container"
-	"github.com/docker/docker/api/types/network"
 
 	"github.com/ds01/ds01-proxy/policy"
 )
@@ -27,6 +26,24 @@ func adminsOnly(what string) guard {
 // last for whatever it is asked for, and goes by the 404.
 func noPlugin(x *exchange) (policy.Verdict, error) {
 	return policy.Verdict{}, &statusError{http.StatusNotFound, fmt.Sprintf("plugin %q not found", x.vars["ref"])}
+}
+
+// noPlugins and noSwarm answer what an Engine without them answers: clients read
+// both at every start, and the real answers are the admin's.
+func noPlugins(x *exchange) (policy.Verdict, error) {
+	x.local = []byte("[]\n")
+	return policy.Pass(), nil
+}
+
+func noSwarm(*exchange) (policy.Verdict, error) {
+	return policy.Verdict{}, &statusError{http.StatusServiceUnavailable,
+		`This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again.`}
+}
+
+// pruneBuildCache answers that nothing was pruned: the Engine prunes everybody's.
+func pruneBuildCache(x *exchange) (policy.Verdict, error) {
+	x.local = []byte(`{"CachesDeleted":[],"SpaceReclaimed":0}` + "\n")
+	return policy.Pass(), nil
 }
 
 // unknownRoute decides about what no row matches.
@@ -207,32 +224,6 @@ func build(x *exchange) (policy.Verdict, error) {
 		x.query.Set("networkmode", "container:"+obj.ID)
 	}
 	return v, err
-}
-
-func connectNetwork(x *exchange) (policy.Verdict, error) {
-	var req network.ConnectOptions
-	if present, err := x.decode(&req); err != nil || !present {
-		return policy.Verdict{}, orEmpty(err)
-	}
-	obj, v, err := x.container(req.Container, policy.Change)
-	if err != nil || !v.Allowed() {
-		return v, err
-	}
-	req.Container = obj.ID
-	return v, x.encode(&req)
-}
-
-func disconnectNetwork(x *exchange) (policy.Verdict, error) {
-	var req network.DisconnectOptions
-	if present, err := x.decode(&req); err != nil || !present {
-		return policy.Verdict{}, orEmpty(err)
-	}
-	obj, v, err := x.container(req.Container, policy.Change)
-	if err != nil || !v.Allowed() {
-		return v, err
-	}
-	req.Container = obj.ID
-	return v, x.encode(&req)
 }
 
 // orEmpty is err, or says that a body is missing.

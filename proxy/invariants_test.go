@@ -57,7 +57,7 @@ func encoded(s string) string {
 // TestNoVerbReachesAnothersContainer sends every verb with every way to say bob's
 // container, and wants a 403 that names bob and nothing forwarded.
 func TestNoVerbReachesAnothersContainer(t *testing.T) {
-	b := newBed(t, withSwitches(Switches{policy.SwitchAllow, policy.SwitchAllow}))
+	b := newBed(t, withSwitches(Switches{policy.SwitchAllow, policy.SwitchAllow, policy.SwitchAllow}))
 	for _, op := range containerVerbs() {
 		for _, ref := range []string{bobID, bobID[:12], bobID[:2], "bobs", "/bobs"[1:], encoded("bobs"), encoded(bobID)} {
 			for _, prefix := range []string{"", "/v1.24", "/v1.41", "/v1.41.0"} {
@@ -235,7 +235,7 @@ func TestI2RefusedBodies(t *testing.T) {
 		{"form on attach", post, "/containers/alices/attach", "Content-Type: application/x-www-form-urlencoded\r\n", `stdin=1`, 415, "form bodies"},
 		{"start with a body", post, "/containers/alices/start", "", `{"Binds":["/:/x"]}`, 400, "non-empty request body"},
 		{"start with a list", post, "/containers/alices/start", "", `[1]`, 400, "cannot be read"},
-		{"network JSON", post, "/networks/create", "", `{"Name":"x"} {}`, 400, "not one JSON value"},
+		{"network JSON", post, "/networks/create", "", `{"Name":"x"} {}`, 400, "followed by"},
 		{"filters not JSON", get, "/containers/json?filters=x", "", ``, 400, "filters"},
 		{"filters of a wrong type", get, "/containers/json?filters=%7B%22label%22%3A1%7D", "", ``, 400, "filters"},
 		{"semicolon in the query", get, "/containers/json?a=b;filters=x", "", ``, 400, "query"},
@@ -469,7 +469,7 @@ func TestI5AnUpgradeIsTunnelledOnlyAfterTheEngineAgreed(t *testing.T) {
 			t.Errorf("%s arrived with an upgrade", r.URL.Path)
 		}
 	})
-	for _, target := range []string{"/containers/json", "/info", "/containers/alices/json", "/anything", "/containers/alices/anything"} {
+	for _, target := range []string{"/containers/json", "/images/json", "/containers/alices/json", "/anything", "/containers/alices/anything"} {
 		if got := b.raw(t, "GET "+target+" HTTP/1.1\r\nHost: d\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"); got.status != 200 {
 			t.Errorf("%s: %d", target, got.status)
 		}

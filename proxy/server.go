@@ -39,6 +39,31 @@ type Ledger interface {
 	BeginChange(id string) (end func(done bool))
 }
 
+// Resources says whose networks and volumes are.
+type Resources interface {
+	// Network resolves a reference, as user's, to a network.
+	Network(ctx context.Context, user, ref string) (policy.Object, error)
+	// Volume looks a volume up by its name.
+	Volume(ctx context.Context, name string) (policy.Object, error)
+	// ReserveVolume makes a volume with these labels, or finds the one that has
+	// the name.
+	ReserveVolume(ctx context.Context, name string, labels map[string]string) (policy.Object, error)
+}
+
+// Catalog lists what the Engine has beside containers.
+type Catalog interface {
+	Networks(ctx context.Context) ([]engine.Network, error)
+	// ImageVolumes returns the paths that an image declares as volumes.
+	ImageVolumes(ctx context.Context, image string) ([]string, error)
+	// Owner returns the owner of a network or volume that an event is about.
+	Owner(ctx context.Context, kind, id string, last bool) (owner string, known bool)
+}
+
+// Census counts a user's containers by state.
+type Census interface {
+	States(ctx context.Context, user string) (map[string]int, error)
+}
+
 // Directory says who users are. Answers come from memory or a cache.
 type Directory interface {
 	// ByUID returns the subject of a uid that is served.
@@ -71,7 +96,9 @@ type Processes interface {
 // Switches say what happens where the proxy cannot know.
 type Switches struct {
 	UnownedContainers policy.Switch
-	UnknownRoutes     policy.Switch
+	// UnownedResources is about networks and volumes.
+	UnownedResources policy.Switch
+	UnknownRoutes    policy.Switch
 }
 
 // Options are what a Server is made of. All fields must be set.
@@ -80,11 +107,15 @@ type Options struct {
 	Engine    string
 	Owners    Owners
 	Ledger    Ledger
+	Resources Resources
+	Catalog   Catalog
+	Census    Census
 	Directory Directory
 	Recorder  Recorder
 	Peers     Peers
 	Processes Processes
 	Switches  Switches
+	Networks  policy.NetworkRules
 	Log       *zap.Logger
 	// Now is the clock.
 	Now func() time.Time
@@ -96,6 +127,7 @@ type Server struct {
 	engineAddr *net.UnixAddr
 	routes     *router
 	hangups    *hangups
+	volumes    volumeLocks
 	http       *http.Server
 	listeners  sync.WaitGroup
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"net/url"
 
 	"github.com/docker/docker/api/types"
 	"github.com/docker/docker/api/types/versions"
@@ -41,8 +42,9 @@ func (x *exchange) own(ctx context.Context, id string) bool {
 
 // eventType is what the filter reads of an event.
 type eventType struct {
-	Type  string
-	Actor struct {
+	Type   string
+	Action string
+	Actor  struct {
 		ID         string
 		Attributes map[string]string
 	}
@@ -93,24 +95,49 @@ func (x *exchange) ownEvent(e *eventType) bool {
 		// The event carries the container's labels; it may be gone by now.
 		return policy.OwnerOf(e.Actor.Attributes) == x.subject.User
 	case "network", "volume":
-		id := e.Actor.Attributes["container"]
-		return id != "" && x.own(x.r.Context(), id)
+		if id := e.Actor.Attributes["container"]; id != "" {
+			return x.own(x.r.Context(), id)
+		}
+		owner, known := x.srv.Catalog.Owner(x.r.Context(), e.Type, e.Actor.ID, e.Action == "destroy" || e.Action == "remove")
+		return known && owner == x.subject.User
 	case "image":
-		return true
+		// Images are shared, and those that others built carry their label.
+		owner := policy.OwnerOf(e.Actor.Attributes)
+		return owner == "" || owner == x.subject.User
 	}
 	return false
 }
 
-// answerDiskUsage leaves other users' containers out of the account.
+// answerDiskUsage leaves other users' containers and volumes, and the build cache,
+// which is everybody's, out of the account.
 func answerDiskUsage(x *exchange, _ *upstream, resp *http.Response) error {
 	var usage map[string]json.RawMessage
-	text, err := x.readAnswer(resp, &usage)
-	if err != nil {
+	if _, err := x.readAnswer(resp, &usage); err != nil {
 		return err
 	}
+	for _, key := range []string{"Containers", "Volumes"} {
+		own, err := x.ownItems(usage[key])
+		if err != nil {
+			return err
+		}
+		if own != nil {
+			usage[key] = own
+		}
+	}
+	for key, nothing := range map[string]string{"BuildCache": "[]", "BuilderSize": "0"} {
+		if _, ok := usage[key]; ok {
+			usage[key] = json.RawMessage(nothing)
+		}
+	}
+	return x.replyJSON(resp, usage)
+}
+
+// ownItems keeps the subject's own of a list of things with labels; nil where
+// there is no list.
+func (x *exchange) ownItems(list json.RawMessage) (json.RawMessage, error) {
 	var all []json.RawMessage
-	if list, ok := usage["Containers"]; !ok || json.Unmarshal(list, &all) != nil || all == nil {
-		return x.reply(resp, text)
+	if list == nil || json.Unmarshal(list, &all) != nil || all == nil {
+		return nil, nil
 	}
 	own := []json.RawMessage{}
 	for _, one := range all {
@@ -119,54 +146,55 @@ func answerDiskUsage(x *exchange, _ *upstream, resp *http.Response) error {
 			own = append(own, one)
 		}
 	}
-	if usage["Containers"], err = json.Marshal(own); err != nil {
-		return err
-	}
-	return x.replyJSON(resp, usage)
+	return json.Marshal(own)
 }
 
-// answerNetwork leaves other users' containers out of a network's description.
-func answerNetwork(x *exchange, _ *upstream, resp *http.Response) error {
-	var one map[string]json.RawMessage
-	if _, err := x.readAnswer(resp, &one); err != nil {
+// answerInfo shows the caller's own count of containers, and keeps to itself what
+// is the admin's: proxy credentials, swarm, labels of the host.
+func answerInfo(x *exchange, _ *upstream, resp *http.Response) error {
+	var info map[string]json.RawMessage
+	if _, err := x.readAnswer(resp, &info); err != nil {
 		return err
 	}
-	if err := x.ownEndpoints(one); err != nil {
+	states, err := x.srv.Census.States(x.r.Context(), x.subject.User)
+	if err != nil {
 		return err
 	}
-	return x.replyJSON(resp, one)
-}
-
-// answerNetworks does the same for a list, whose entries have containers in old
-// versions of the API.
-func answerNetworks(x *exchange, _ *upstream, resp *http.Response) error {
-	var all []map[string]json.RawMessage
-	if _, err := x.readAnswer(resp, &all); err != nil {
-		return err
+	total := 0
+	for _, n := range states {
+		total += n
 	}
-	for _, one := range all {
-		if err := x.ownEndpoints(one); err != nil {
-			return err
+	set := func(key string, v any) {
+		if _, ok := info[key]; ok && err == nil {
+			info[key], err = json.Marshal(v)
 		}
 	}
-	return x.replyJSON(resp, all)
-}
-
-func (x *exchange) ownEndpoints(network map[string]json.RawMessage) error {
-	raw, ok := network["Containers"]
-	if !ok {
-		return nil
-	}
-	var endpoints map[string]json.RawMessage
-	if err := json.Unmarshal(raw, &endpoints); err != nil {
-		return err
-	}
-	for id := range endpoints {
-		if !x.own(x.r.Context(), id) {
-			delete(endpoints, id)
+	set("Containers", total)
+	set("ContainersRunning", states["running"])
+	set("ContainersPaused", states["paused"])
+	set("ContainersStopped", total-states["running"]-states["paused"])
+	set("Labels", []string{})
+	set("Swarm", map[string]any{
+		"NodeID": "", "NodeAddr": "", "LocalNodeState": "inactive", "ControlAvailable": false, "Error": "", "RemoteManagers": nil,
+	})
+	for _, key := range []string{"HttpProxy", "HttpsProxy"} {
+		var text string
+		if json.Unmarshal(info[key], &text) == nil {
+			set(key, withoutUser(text))
 		}
 	}
-	text, err := json.Marshal(endpoints)
-	network["Containers"] = text
-	return err
+	if err != nil {
+		return err
+	}
+	return x.replyJSON(resp, info)
+}
+
+// withoutUser takes user and password out of a URL; what is not one is dropped.
+func withoutUser(text string) string {
+	u, err := url.Parse(text)
+	if err != nil {
+		return ""
+	}
+	u.User = nil
+	return u.String()
 }

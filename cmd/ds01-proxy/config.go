@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sort"
@@ -41,7 +42,9 @@ type config struct {
 	EnforcementUsers  map[string]string `yaml:"enforcement_users"`
 	Preset            string            `yaml:"preset"`
 	UnownedContainers string            `yaml:"unowned_containers"`
+	UnownedResources  string            `yaml:"unowned_resources"`
 	UnknownRoutes     string            `yaml:"unknown_routes"`
+	Networks          networksConfig    `yaml:"networks"`
 
 	// only are the users of --user.
 	only []users.Account
@@ -54,6 +57,11 @@ type usersConfig struct {
 	Groups  []string `yaml:"groups"`
 	Exclude []string `yaml:"exclude"`
 	Refresh string   `yaml:"refresh"`
+}
+
+type networksConfig struct {
+	Pools      []string `yaml:"pools"`
+	MaxPerUser int      `yaml:"max_per_user"`
 }
 
 type adminsConfig struct {
@@ -112,7 +120,7 @@ func parseConfig(name string, text []byte) (*config, error) {
 		return nil, found
 	}
 	if c.Preset == "strict" {
-		c.UnownedContainers, c.UnknownRoutes = "deny", "deny"
+		c.UnownedContainers, c.UnownedResources, c.UnknownRoutes = "deny", "deny", "deny"
 	}
 	return c, nil
 }
@@ -206,13 +214,21 @@ func (c *config) validate(root *yaml.Node) problems {
 		}
 	}
 	for _, s := range []struct{ key, value string }{
-		{"unowned_containers", c.UnownedContainers}, {"unknown_routes", c.UnknownRoutes},
+		{"unowned_containers", c.UnownedContainers}, {"unowned_resources", c.UnownedResources}, {"unknown_routes", c.UnknownRoutes},
 	} {
 		if _, err := policy.ParseSwitch(s.value); err != nil {
 			say([]string{s.key}, "%v", err)
 		} else if c.Preset == "strict" && s.value != "deny" && lineOf(root, s.key) != "" {
 			say([]string{s.key}, "contradicts preset: strict, which denies it; remove one of the two")
 		}
+	}
+	for _, text := range c.Networks.Pools {
+		if _, err := netip.ParsePrefix(text); err != nil {
+			say([]string{"networks", "pools"}, "%q is not an address range such as 10.200.0.0/16", text)
+		}
+	}
+	if c.Networks.MaxPerUser < 0 {
+		say([]string{"networks", "max_per_user"}, "%d is below 0; 0 means no limit", c.Networks.MaxPerUser)
 	}
 	if c.Preset != "compatible" && c.Preset != "strict" {
 		say([]string{"preset"}, "%q is neither compatible nor strict", c.Preset)
@@ -271,6 +287,17 @@ func (c *config) modeOf(user, group string) policy.Mode {
 		return policy.ModeFull
 	}
 	return m
+}
+
+// networkRules are the limits of networks that users make.
+func (c *config) networkRules() policy.NetworkRules {
+	rules := policy.NetworkRules{MaxPerUser: c.Networks.MaxPerUser}
+	for _, text := range c.Networks.Pools {
+		if pool, err := netip.ParsePrefix(text); err == nil {
+			rules.Pools = append(rules.Pools, pool.Masked())
+		}
+	}
+	return rules
 }
 
 // rules are the directory's, with the groups of the limits file.

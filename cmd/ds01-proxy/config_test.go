@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -35,7 +36,8 @@ func TestDefaultConfigHolds(t *testing.T) {
 		},
 		Admins:      adminsConfig{Users: []string{}, Groups: []string{"ds01-admin"}},
 		Enforcement: "full", EnforcementGroups: map[string]string{}, EnforcementUsers: map[string]string{},
-		Preset: "compatible", UnownedContainers: "allow", UnknownRoutes: "allow",
+		Preset: "compatible", UnownedContainers: "allow", UnownedResources: "allow", UnknownRoutes: "allow",
+		Networks: networksConfig{Pools: []string{}, MaxPerUser: 16},
 	}
 	for what, text := range map[string]string{
 		"no file": "", "nothing but comments": "# nothing\n", "the file itself": string(defaultConfig),
@@ -93,6 +95,8 @@ func TestConfigValues(t *testing.T) {
 		{"admins: {groups: []}", func(c *config) any { return len(c.Admins.Groups) }, 0},
 		{"admins: {groups: [a, b]}", func(c *config) any { return c.Admins.Groups }, []string{"a", "b"}},
 		{"unowned_containers: deny", func(c *config) any { return c.UnownedContainers + " " + c.UnknownRoutes }, "deny allow"},
+		{"preset: strict", func(c *config) any { return c.UnownedResources }, "deny"},
+		{"networks: {pools: [10.9.8.7/16], max_per_user: 3}", func(c *config) any { return fmt.Sprint(c.networkRules()) }, "{[10.9.0.0/16] 3}"},
 		{"unknown_routes: deny", func(c *config) any { return c.UnownedContainers + " " + c.UnknownRoutes }, "allow deny"},
 		{"preset: compatible", func(c *config) any { return c.UnownedContainers + " " + c.UnknownRoutes }, "allow allow"},
 		{"preset: strict", func(c *config) any { return c.UnownedContainers + " " + c.UnknownRoutes }, "deny deny"},

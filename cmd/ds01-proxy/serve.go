@@ -114,13 +114,16 @@ func newDaemon(c *config) (_ *daemon, err error) {
 	if err != nil {
 		return nil, err
 	}
+	resources := engine.NewResources(client)
 	d.server, err = proxy.New(proxy.Options{
-		Engine: c.enginePath(), Owners: d.index, Ledger: d.index, Directory: d.directory,
+		Engine: c.enginePath(), Owners: d.index, Ledger: d.index, Resources: resources, Catalog: resources, Census: resources, Directory: d.directory,
 		Recorder: audit.New(records, d.log.Named("audit"), d.metrics), Peers: peers, Processes: client,
 		Switches: proxy.Switches{
-			UnownedContainers: switchOf(c.UnownedContainers), UnknownRoutes: switchOf(c.UnknownRoutes),
+			UnownedContainers: switchOf(c.UnownedContainers), UnownedResources: switchOf(c.UnownedResources),
+			UnknownRoutes: switchOf(c.UnknownRoutes),
 		},
-		Log: d.log, Now: time.Now,
+		Networks: c.networkRules(),
+		Log:      d.log, Now: time.Now,
 	})
 	if err != nil {
 		return nil, err

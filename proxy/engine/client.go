@@ -3,6 +3,7 @@
 package engine
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -64,17 +65,24 @@ func NewClient(socket string) *Client {
 	}
 }
 
-// get asks for path and leaves the body of a 200 to the caller.
+// get asks for path and leaves the body of a success to the caller.
 func (c *Client) get(ctx context.Context, path string) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.prefix+path, nil)
+	return c.send(ctx, http.MethodGet, path, nil)
+}
+
+func (c *Client) send(ctx context.Context, method, path string, body io.Reader) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, c.prefix+path, body)
 	if err != nil {
 		return nil, fmt.Errorf("ask the Engine for %s: %w", path, err)
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}
-	if resp.StatusCode == http.StatusOK {
+	if resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusCreated {
 		return resp, nil
 	}
 	defer resp.Body.Close()
@@ -91,9 +99,22 @@ func (c *Client) get(ctx context.Context, path string) (*http.Response, error) {
 
 // getJSON asks for path and decodes the answer.
 func (c *Client) getJSON(ctx context.Context, path string, out any) error {
+	return c.sendJSON(ctx, http.MethodGet, path, nil, out)
+}
+
+// postJSON sends in and decodes the answer.
+func (c *Client) postJSON(ctx context.Context, path string, in, out any) error {
+	body, err := json.Marshal(in)
+	if err != nil {
+		return fmt.Errorf("ask the Engine for %s: %w", path, err)
+	}
+	return c.sendJSON(ctx, http.MethodPost, path, bytes.NewReader(body), out)
+}
+
+func (c *Client) sendJSON(ctx context.Context, method, path string, in io.Reader, out any) error {
 	ctx, cancel := context.WithTimeout(ctx, questionTimeout)
 	defer cancel()
-	resp, err := c.get(ctx, path)
+	resp, err := c.send(ctx, method, path, in)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,138 @@
+package proxy
+
+import (
+	"net/http"
+	"sync"
+
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/volume"
+
+	"github.com/ds01/ds01-proxy/policy"
+)
+
+// volumeLocks keep a user's volumes from being removed between their reservation
+// and the container that is to mount them: the name would be free for somebody
+// else. One lock per user: nobody else can remove them, so nobody else waits.
+type volumeLocks struct {
+	mu    sync.Mutex
+	locks map[string]*sync.RWMutex
+}
+
+func (l *volumeLocks) of(user string) *sync.RWMutex {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.locks == nil {
+		l.locks = make(map[string]*sync.RWMutex)
+	}
+	lock := l.locks[user]
+	if lock == nil {
+		lock = new(sync.RWMutex)
+		l.locks[user] = lock
+	}
+	return lock
+}
+
+// holdVolumes keeps the user's volumes from being removed, or with exclusive
+// from being used, until the Engine has answered.
+func (x *exchange) holdVolumes(exclusive bool) {
+	lock := x.srv.volumes.of(x.subject.User)
+	if exclusive {
+		lock.Lock()
+		x.release = lock.Unlock
+		return
+	}
+	lock.RLock()
+	x.release = lock.RUnlock
+}
+
+func (x *exchange) pathVolume(use policy.Use) (policy.Verdict, error) {
+	obj, err := x.srv.Resources.Volume(x.r.Context(), x.vars["ref"])
+	if err != nil {
+		return policy.Verdict{}, err
+	}
+	x.rec.Objects = append(x.rec.Objects, obj.ID)
+	return policy.AccessObject(x.subject, obj, use, x.srv.Switches.UnownedResources), nil
+}
+
+func readVolume(x *exchange) (policy.Verdict, error) { return x.pathVolume(policy.Read) }
+
+func removeVolume(x *exchange) (policy.Verdict, error) {
+	x.holdVolumes(true)
+	return x.pathVolume(policy.Change)
+}
+
+func pruneVolumes(x *exchange) (policy.Verdict, error) {
+	x.holdVolumes(true)
+	return filterOwn(x)
+}
+
+func createVolume(x *exchange) (policy.Verdict, error) {
+	var req volume.CreateOptions
+	if _, err := x.decode(&req); err != nil {
+		return policy.Verdict{}, err
+	}
+	v := policy.NewVolume(&req)
+	if !v.Allowed() {
+		return v, nil
+	}
+	req.Labels = policy.OwnLabels(req.Labels, x.subject)
+	return v, x.encode(&req)
+}
+
+// answerVolume looks at the volume that comes back: where the name is taken, the
+// Engine answers 201 with the volume that has it.
+func answerVolume(x *exchange, _ *upstream, resp *http.Response) error {
+	var v struct {
+		Name   string
+		Labels map[string]string
+	}
+	text, err := x.readAnswer(resp, &v)
+	if err != nil {
+		return err
+	}
+	obj := policy.Object{Kind: "volume", ID: v.Name, Ref: v.Name, Owner: policy.OwnerOf(v.Labels), Protected: policy.IsProtected(v.Labels)}
+	if verdict := policy.AccessObject(x.subject, obj, policy.Read, x.srv.Switches.UnownedResources); !verdict.Allowed() {
+		x.refuse(verdict)
+		return nil
+	}
+	return x.reply(resp, text)
+}
+
+// createVolumes checks the volumes that a container is to mount. Names are
+// reserved with the owner's labels first, so that of two users who want one name
+// at the same time one gets it and the other is told whose it is.
+func (x *exchange) createVolumes(req *container.CreateRequest) (policy.Verdict, error) {
+	verdict := policy.VolumeDrivers(req)
+	if !verdict.Allowed() {
+		return verdict, nil
+	}
+	// Without the image nothing is made, and no name is reserved for it.
+	declared, err := x.srv.Catalog.ImageVolumes(x.r.Context(), req.Image)
+	if err != nil {
+		return policy.Verdict{}, err
+	}
+	refs := policy.VolumeReferences(req)
+	if len(refs) > 0 {
+		x.holdVolumes(false)
+	}
+	for _, ref := range refs {
+		obj, err := x.srv.Resources.ReserveVolume(x.r.Context(), ref.Name, policy.OwnLabels(nil, x.subject))
+		if err != nil {
+			return policy.Verdict{}, err
+		}
+		x.rec.Objects = append(x.rec.Objects, obj.ID)
+		v := policy.AccessObject(x.subject, obj, policy.Read, x.srv.Switches.UnownedResources)
+		if !v.Allowed() {
+			v.Reason += " (" + ref.Field + ")"
+			return v, nil
+		}
+		if v.Outcome == policy.FailOpen {
+			verdict = v
+		}
+	}
+	if req.HostConfig == nil {
+		req.HostConfig = &container.HostConfig{}
+	}
+	policy.LabelVolumes(req, x.subject, declared)
+	return verdict, nil
+}
