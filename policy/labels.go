@@ -9,7 +9,7 @@ import (
 // reserved are the labels that only the proxy and admins write.
 var reserved = []string{
 	LabelUser, LabelManaged, LabelContainerType, LabelCreatedAt,
-	LabelGPUSlot, LabelGPUEphemeral, LabelProtected,
+	LabelGPUSlot, LabelGPUEphemeral, LabelProtected, LabelNetworkName,
 }
 
 // OwnLabels returns the client's labels with the owner's marks in place of

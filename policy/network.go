@@ -3,6 +3,7 @@ package policy
 import (
 	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 
 	"github.com/docker/docker/api/types/container"
@@ -117,4 +118,29 @@ func ClearEndpoint(e *network.EndpointSettings) {
 		return
 	}
 	e.NetworkID, e.EndpointID, e.DNSNames = "", "", nil
+}
+
+// NetworkName returns the name that a network's owner knows it by.
+func NetworkName(name string, labels map[string]string) string {
+	if shown := labels[LabelNetworkName]; shown != "" {
+		return shown
+	}
+	return name
+}
+
+// FreeNetworkName returns name, or where that is taken one that begins with it
+// and is not.
+func FreeNetworkName(name, user string, taken map[string]bool) string {
+	if !taken[name] {
+		return name
+	}
+	for n := 1; ; n++ {
+		free := name + "." + user
+		if n > 1 {
+			free += "." + strconv.Itoa(n)
+		}
+		if !taken[free] {
+			return free
+		}
+	}
 }

@@ -16,6 +16,9 @@ const (
 	LabelGPUSlot       = "ds01.gpu_slot"
 	LabelGPUEphemeral  = "ds01.gpu_ephemeral"
 	LabelProtected     = "ds01.protected"
+	// LabelNetworkName is the name that a network's owner gave it, where the
+	// Engine has it under another because that one was taken.
+	LabelNetworkName = "ds01.network_name"
 	// LabelLegacyUser marks the owner of containers made before LabelUser was.
 	LabelLegacyUser = "aime.mlc.USER"
 )

@@ -45,8 +45,8 @@ func listNetworks(*exchange) (policy.Verdict, error) {
 	return policy.Verdict{Outcome: policy.Allow, Rule: "own-only"}, nil
 }
 
-// createNetwork lets users have networks of the same name: each refers to their
-// own, and what is forwarded is always an ID.
+// createNetwork lets users have networks of the same name: the Engine gets a name
+// that is free, and the owner goes on seeing their own.
 func createNetwork(x *exchange) (policy.Verdict, error) {
 	var req network.CreateRequest
 	if present, err := x.decode(&req); err != nil || !present {
@@ -55,17 +55,21 @@ func createNetwork(x *exchange) (policy.Verdict, error) {
 	if v := policy.NewName(req.Name); !v.Allowed() {
 		return v, nil
 	}
+	x.srv.naming.Lock()
+	x.release = x.srv.naming.Unlock
 	all, err := x.srv.Catalog.Networks(x.r.Context())
 	if err != nil {
 		return policy.Verdict{}, err
 	}
 	count := 0
+	taken := make(map[string]bool, len(all))
 	for _, n := range all {
+		taken[n.Name] = true
 		if policy.OwnerOf(n.Labels) != x.subject.User {
 			continue
 		}
 		count++
-		if n.Name == req.Name {
+		if policy.NetworkName(n.Name, n.Labels) == req.Name {
 			return policy.Verdict{}, &statusError{http.StatusConflict, "network with name " + req.Name + " already exists"}
 		}
 	}
@@ -74,10 +78,19 @@ func createNetwork(x *exchange) (policy.Verdict, error) {
 		return v, nil
 	}
 	req.Labels = policy.OwnLabels(req.Labels, x.subject)
-	// The proxy has looked among the user's own; Engines before API 1.44 look
-	// among everybody's only if they are told to.
-	checked := false
-	req.CheckDuplicate = &checked
+	if name := policy.FreeNetworkName(req.Name, x.subject.Slice, taken); name != req.Name {
+		req.Labels[policy.LabelNetworkName] = req.Name
+		shown := req.Name
+		req.Name = name
+		x.finish = func(ok bool) {
+			if ok {
+				x.srv.Names.AddNetwork(x.subject.User, name, shown)
+			}
+		}
+	}
+	// Engines before API 1.44 look for the name only if they are told to.
+	check := true
+	req.CheckDuplicate = &check
 	return v, x.encode(&req)
 }
 
@@ -157,10 +170,21 @@ func answerNetwork(x *exchange, _ *upstream, resp *http.Response) error {
 	if _, err := x.readAnswer(resp, &one); err != nil {
 		return err
 	}
-	if err := x.ownEndpoints(one); err != nil {
+	if err := errors.Join(x.ownEndpoints(one), showName(one)); err != nil {
 		return err
 	}
 	return x.replyJSON(resp, one)
+}
+
+// showName puts the owner's name for a network in the place of the Engine's.
+func showName(network map[string]json.RawMessage) error {
+	var n engine.Network
+	if err := errors.Join(json.Unmarshal(network["Name"], &n.Name), json.Unmarshal(network["Labels"], &n.Labels)); err != nil {
+		return err
+	}
+	text, err := json.Marshal(policy.NetworkName(n.Name, n.Labels))
+	network["Name"] = text
+	return err
 }
 
 // answerNetworks leaves other users' networks out of a list, and their
@@ -180,7 +204,7 @@ func answerNetworks(x *exchange, _ *upstream, resp *http.Response) error {
 		if owner := policy.OwnerOf(n.Labels); owner != x.subject.User && !(owner == "" && policy.BuiltInNetwork(n.Name)) {
 			continue
 		}
-		if err := x.ownEndpoints(one); err != nil {
+		if err := errors.Join(x.ownEndpoints(one), showName(one)); err != nil {
 			return err
 		}
 		own = append(own, one)
@@ -204,5 +228,71 @@ func (x *exchange) ownEndpoints(network map[string]json.RawMessage) error {
 	}
 	text, err := json.Marshal(endpoints)
 	network["Containers"] = text
+	return err
+}
+
+// answerContainer shows a container's networks by the names that their owner
+// gave them; with none that the Engine calls otherwise, the answer is passed on.
+func answerContainer(x *exchange, up *upstream, resp *http.Response) error {
+	return x.showNetworks(up, resp, new(map[string]json.RawMessage), func(v any, names map[string]string) error {
+		one, ok := v.(*map[string]json.RawMessage)
+		if !ok {
+			return nil
+		}
+		return showEndpoints(*one, names)
+	})
+}
+
+// answerContainers does the same for a list.
+func answerContainers(x *exchange, up *upstream, resp *http.Response) error {
+	return x.showNetworks(up, resp, new([]map[string]json.RawMessage), func(v any, names map[string]string) error {
+		list, ok := v.(*[]map[string]json.RawMessage)
+		if !ok {
+			return nil
+		}
+		for _, one := range *list {
+			if err := showEndpoints(one, names); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (x *exchange) showNetworks(up *upstream, resp *http.Response, v any, show func(v any, names map[string]string) error) error {
+	names, err := x.srv.Names.Renamed(x.r.Context(), x.subject.User)
+	if err != nil {
+		return err
+	}
+	if len(names) == 0 {
+		return x.pass(up, resp)
+	}
+	if _, err := x.readAnswer(resp, v); err != nil {
+		return err
+	}
+	if err := show(v, names); err != nil {
+		return err
+	}
+	return x.replyJSON(resp, v)
+}
+
+// showEndpoints renames the keys of NetworkSettings.Networks.
+func showEndpoints(container map[string]json.RawMessage, names map[string]string) error {
+	var settings, endpoints map[string]json.RawMessage
+	if json.Unmarshal(container["NetworkSettings"], &settings) != nil || json.Unmarshal(settings["Networks"], &endpoints) != nil {
+		return nil
+	}
+	shown := make(map[string]json.RawMessage, len(endpoints))
+	for name, endpoint := range endpoints {
+		if own, ok := names[name]; ok {
+			name = own
+		}
+		shown[name] = endpoint
+	}
+	var err error
+	if settings["Networks"], err = json.Marshal(shown); err != nil {
+		return err
+	}
+	container["NetworkSettings"], err = json.Marshal(settings)
 	return err
 }

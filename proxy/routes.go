@@ -50,10 +50,10 @@ func table() []route {
 		{method: get, path: "/system/df", guard: open, answer: answerDiskUsage},
 
 		// Containers.
-		{method: get, path: "/containers/json", guard: listContainers},
+		{method: get, path: "/containers/json", guard: listContainers, answer: answerContainers},
 		{method: post, path: "/containers/create", guard: createContainer, answer: answerCreated, body: bodyJSON, stamp: stampContainer},
 		{method: post, path: "/containers/prune", guard: filterOwn},
-		{method: get, path: "/containers/{ref:.*}/json", guard: readContainer},
+		{method: get, path: "/containers/{ref:.*}/json", guard: readContainer, answer: answerContainer},
 		{method: get, path: "/containers/{ref:.*}/top", guard: readContainer},
 		{method: get, path: "/containers/{ref:.*}/logs", guard: readContainer},
 		{method: get, path: "/containers/{ref:.*}/stats", guard: readContainer},

@@ -64,6 +64,15 @@ type Census interface {
 	States(ctx context.Context, user string) (map[string]int, error)
 }
 
+// Names knows the networks that the Engine has under another name than their
+// owner, since two users may use one name.
+type Names interface {
+	// Renamed returns a user's names by the Engine's.
+	Renamed(ctx context.Context, user string) (map[string]string, error)
+	// AddNetwork is told of a network just made.
+	AddNetwork(user, name, shown string)
+}
+
 // Directory says who users are. Answers come from memory or a cache.
 type Directory interface {
 	// ByUID returns the subject of a uid that is served.
@@ -110,6 +119,7 @@ type Options struct {
 	Resources Resources
 	Catalog   Catalog
 	Census    Census
+	Names     Names
 	Directory Directory
 	Recorder  Recorder
 	Peers     Peers
@@ -128,8 +138,11 @@ type Server struct {
 	routes     *router
 	hangups    *hangups
 	volumes    volumeLocks
-	http       *http.Server
-	listeners  sync.WaitGroup
+	// naming is held while a network is made, so that two of one name do not come
+	// to be.
+	naming    sync.Mutex
+	http      *http.Server
+	listeners sync.WaitGroup
 }
 
 // readHeaderTimeout is how long a client may take to send a request's header;

@@ -73,11 +73,15 @@ func answerEvents(x *exchange, up *upstream, resp *http.Response) error {
 			return &unreachableError{x.srv.Engine, err}
 		}
 		var e eventType
-		if err := json.Unmarshal(raw, &e); err != nil {
+		err := json.Unmarshal(raw, &e)
+		if err != nil {
 			return err
 		}
 		if !x.ownEvent(&e) {
 			continue
+		}
+		if raw, err = x.showEvent(&e, raw); err != nil {
+			return err
 		}
 		if _, err := x.w.Write(append(raw, '\n')); err != nil {
 			return errClientGone
@@ -86,6 +90,29 @@ func answerEvents(x *exchange, up *upstream, resp *http.Response) error {
 			return errClientGone
 		}
 	}
+}
+
+// showEvent puts the owner's name for a network in an event about it.
+func (x *exchange) showEvent(e *eventType, raw json.RawMessage) (json.RawMessage, error) {
+	if e.Type != "network" {
+		return raw, nil
+	}
+	names, err := x.srv.Names.Renamed(x.r.Context(), x.subject.User)
+	shown, ok := names[e.Actor.Attributes["name"]]
+	if err != nil || !ok {
+		return raw, err
+	}
+	var event, actor map[string]json.RawMessage
+	e.Actor.Attributes["name"] = shown
+	attributes, err := json.Marshal(e.Actor.Attributes)
+	if err = errors.Join(err, json.Unmarshal(raw, &event), json.Unmarshal(event["Actor"], &actor)); err != nil {
+		return nil, err
+	}
+	actor["Attributes"] = attributes
+	if event["Actor"], err = json.Marshal(actor); err != nil {
+		return nil, err
+	}
+	return json.Marshal(event)
 }
 
 // ownEvent reports whether the caller may see an event.

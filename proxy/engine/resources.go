@@ -25,6 +25,9 @@ type Resources struct {
 	mu       sync.Mutex
 	networks map[string]string // owner by ID
 	volumes  map[string]string // owner by name
+	// shown are the names that owners know their networks by, by owner and the
+	// Engine's name, where the two differ.
+	shown map[string]map[string]string
 }
 
 // maxLearnt bounds what is kept for events.
@@ -59,10 +62,52 @@ func (r *Resources) Networks(ctx context.Context) ([]Network, error) {
 	if len(r.networks) > maxLearnt {
 		clear(r.networks)
 	}
+	r.shown = make(map[string]map[string]string)
 	for _, n := range list {
-		r.networks[n.ID] = policy.OwnerOf(n.Labels)
+		owner := policy.OwnerOf(n.Labels)
+		r.networks[n.ID] = owner
+		if shown := policy.NetworkName(n.Name, n.Labels); shown != n.Name {
+			if r.shown[owner] == nil {
+				r.shown[owner] = make(map[string]string)
+			}
+			r.shown[owner][n.Name] = shown
+		}
 	}
 	return list, nil
+}
+
+// Renamed returns the names that a user knows their networks by, by the Engine's
+// names, where the two differ. The first call asks the Engine.
+func (r *Resources) Renamed(ctx context.Context, user string) (map[string]string, error) {
+	r.mu.Lock()
+	shown := r.shown
+	r.mu.Unlock()
+	if shown == nil {
+		if _, err := r.Networks(ctx); err != nil {
+			return nil, err
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.shown[user], nil
+}
+
+// AddNetwork remembers that a user's network has another name in the Engine.
+func (r *Resources) AddNetwork(user, name, shown string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.shown == nil {
+		// The next question reads all of them.
+		return
+	}
+	// The maps that were given out are not changed.
+	names := maps.Clone(r.shown[user])
+	if names == nil {
+		names = make(map[string]string)
+	}
+	names[name] = shown
+	r.shown = maps.Clone(r.shown)
+	r.shown[user] = names
 }
 
 // Network resolves ref, as user's, to a network: in the user's own first, by ID,
@@ -90,7 +135,7 @@ func (r *Resources) Network(ctx context.Context, user, ref string) (policy.Objec
 			return policy.Object{}, err
 		}
 		if n != nil {
-			return policy.Object{Kind: "network", ID: n.ID, Ref: n.Name, Owner: policy.OwnerOf(n.Labels), Protected: policy.IsProtected(n.Labels)}, nil
+			return policy.Object{Kind: "network", ID: n.ID, Ref: policy.NetworkName(n.Name, n.Labels), Owner: policy.OwnerOf(n.Labels), Protected: policy.IsProtected(n.Labels)}, nil
 		}
 	}
 	return policy.Object{}, fmt.Errorf("%w: %w", ErrNotFound, &StatusError{http.StatusNotFound, "network " + ref + " not found"})
@@ -103,7 +148,7 @@ func pick(list []Network, ref string) (*Network, error) {
 		switch n := &list[i]; {
 		case n.ID == ref:
 			return n, nil
-		case n.Name == ref:
+		case n.Name == ref, policy.NetworkName(n.Name, n.Labels) == ref:
 			named = append(named, n)
 		case ref != "" && strings.HasPrefix(n.ID, ref):
 			prefixed = append(prefixed, n)
