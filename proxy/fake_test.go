@@ -33,6 +33,11 @@ var (
 	bobExec   = id("eb")
 )
 
+// openSwitches fail open wherever that is the default.
+var openSwitches = Switches{
+	UnownedContainers: policy.SwitchAllow, UnownedResources: policy.SwitchAllow, UnknownRoutes: policy.SwitchAllow, BuildKit: policy.SwitchAllow,
+}
+
 // testTime is a time for tests.
 var testTime = time.Date(2026, 1, 31, 12, 0, 0, 0, time.UTC)
 
@@ -276,7 +281,7 @@ func newBedOn(t *testing.T, fake *fakeEngine, options ...bedOption) *bed {
 	resources := engine.NewResources(engine.NewClient(b.engine.socket))
 	o := Options{
 		Engine: b.engine.socket, Owners: b.index, Ledger: b.index, Resources: resources, Catalog: resources, Census: resources, Names: resources, Directory: people{}, Recorder: b.records,
-		Peers: b.peers, Processes: b.peers, Switches: Switches{policy.SwitchAllow, policy.SwitchAllow, policy.SwitchAllow}, Log: zap.NewNop(), Now: time.Now,
+		Peers: b.peers, Processes: b.peers, Switches: openSwitches, Log: zap.NewNop(), Now: time.Now,
 	}
 	for _, opt := range options {
 		opt(&o)

@@ -25,6 +25,9 @@ type outgoing struct {
 	// upgrade is true where the client's wish to upgrade is passed on and an
 	// agreement of the Engine becomes a tunnel.
 	upgrade bool
+	// plain is true where the client's wishes for a form of the answer are not
+	// passed on.
+	plain bool
 	// unframed is true where the client's framing headers are passed on and the
 	// bytes after them belong to the tunnel.
 	unframed bool
@@ -37,10 +40,8 @@ func (x *exchange) outgoing() *outgoing {
 		u.RawQuery = x.query.Encode()
 	}
 	out := &outgoing{target: u.RequestURI(), header: x.r.Header, upgrade: x.row.tunnel}
-	if x.row.answer != nil {
-		// The proxy reads the answer and knows one form of it.
-		out.header = withoutAccept(out.header)
-	}
+	// The proxy reads the answer and knows one form of it.
+	out.plain = x.row.answer != nil
 	switch {
 	case x.rebuilt:
 		out.body, out.length = bytes.NewReader(x.body), int64(len(x.body))
@@ -50,16 +51,6 @@ func (x *exchange) outgoing() *outgoing {
 		out.unframed = true
 	}
 	return out
-}
-
-func withoutAccept(h http.Header) http.Header {
-	if len(h["Accept"]) == 0 && len(h["Accept-Encoding"]) == 0 {
-		return h
-	}
-	h = h.Clone()
-	h.Del("Accept")
-	h.Del("Accept-Encoding")
-	return h
 }
 
 // relay forwards the client's own request.
@@ -207,7 +198,8 @@ func writeHeader(up *upstream, r *http.Request, out *outgoing, upgrade string) e
 	line("Host: docker")
 	named := r.Header["Connection"]
 	for key, values := range out.header {
-		if isHopByHop(key) || len(named) > 0 && namedIn(named, key) {
+		if isHopByHop(key) || len(named) > 0 && namedIn(named, key) ||
+			out.plain && (key == "Accept" || key == "Accept-Encoding") {
 			continue
 		}
 		for _, v := range values {

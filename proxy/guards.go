@@ -200,32 +200,6 @@ func unknownBelowExec(x *exchange) (policy.Verdict, error) {
 	return unknownRoute(x)
 }
 
-// commitContainer checks the container that an image is made of.
-func commitContainer(x *exchange) (policy.Verdict, error) {
-	if _, _, err := rewrite[*container.Config](x); err != nil {
-		return policy.Verdict{}, err
-	}
-	obj, v, err := x.container(x.query.Get("container"), policy.Change)
-	if err == nil && v.Allowed() {
-		x.query.Set("container", obj.ID)
-	}
-	return v, err
-}
-
-// build checks the container whose network the steps of a build would join.
-func build(x *exchange) (policy.Verdict, error) {
-	ref, ok := strings.CutPrefix(x.query.Get("networkmode"), "container:")
-	if !ok {
-		x.one("networkmode")
-		return policy.Pass(), nil
-	}
-	obj, v, err := x.container(ref, policy.Change)
-	if err == nil && v.Allowed() {
-		x.query.Set("networkmode", "container:"+obj.ID)
-	}
-	return v, err
-}
-
 // orEmpty is err, or says that a body is missing.
 func orEmpty(err error) error {
 	if err != nil {

@@ -57,7 +57,7 @@ func encoded(s string) string {
 // TestNoVerbReachesAnothersContainer sends every verb with every way to say bob's
 // container, and wants a 403 that names bob and nothing forwarded.
 func TestNoVerbReachesAnothersContainer(t *testing.T) {
-	b := newBed(t, withSwitches(Switches{policy.SwitchAllow, policy.SwitchAllow, policy.SwitchAllow}))
+	b := newBed(t, withSwitches(openSwitches))
 	for _, op := range containerVerbs() {
 		for _, ref := range []string{bobID, bobID[:12], bobID[:2], "bobs", "/bobs"[1:], encoded("bobs"), encoded(bobID)} {
 			for _, prefix := range []string{"", "/v1.24", "/v1.41", "/v1.41.0"} {

@@ -108,6 +108,10 @@ type Switches struct {
 	// UnownedResources is about networks and volumes.
 	UnownedResources policy.Switch
 	UnknownRoutes    policy.Switch
+	// BuildKit is about build sessions, whose inside the proxy does not see.
+	BuildKit policy.Switch
+	// RemoteBuilds is about build contexts that the Engine fetches itself.
+	RemoteBuilds policy.Switch
 }
 
 // Options are what a Server is made of. All fields must be set.

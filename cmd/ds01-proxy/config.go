@@ -45,6 +45,7 @@ type config struct {
 	UnownedResources  string            `yaml:"unowned_resources"`
 	UnknownRoutes     string            `yaml:"unknown_routes"`
 	Networks          networksConfig    `yaml:"networks"`
+	Builds            buildsConfig      `yaml:"builds"`
 
 	// only are the users of --user.
 	only []users.Account
@@ -62,6 +63,11 @@ type usersConfig struct {
 type networksConfig struct {
 	Pools      []string `yaml:"pools"`
 	MaxPerUser int      `yaml:"max_per_user"`
+}
+
+type buildsConfig struct {
+	BuildKit string `yaml:"buildkit"`
+	Remote   string `yaml:"remote"`
 }
 
 type adminsConfig struct {
@@ -220,6 +226,11 @@ func (c *config) validate(root *yaml.Node) problems {
 			say([]string{s.key}, "%v", err)
 		} else if c.Preset == "strict" && s.value != "deny" && lineOf(root, s.key) != "" {
 			say([]string{s.key}, "contradicts preset: strict, which denies it; remove one of the two")
+		}
+	}
+	for _, s := range []struct{ key, value string }{{"buildkit", c.Builds.BuildKit}, {"remote", c.Builds.Remote}} {
+		if _, err := policy.ParseSwitch(s.value); err != nil {
+			say([]string{"builds", s.key}, "%v", err)
 		}
 	}
 	for _, text := range c.Networks.Pools {

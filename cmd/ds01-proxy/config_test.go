@@ -38,6 +38,7 @@ func TestDefaultConfigHolds(t *testing.T) {
 		Enforcement: "full", EnforcementGroups: map[string]string{}, EnforcementUsers: map[string]string{},
 		Preset: "compatible", UnownedContainers: "allow", UnownedResources: "allow", UnknownRoutes: "allow",
 		Networks: networksConfig{Pools: []string{}, MaxPerUser: 16},
+		Builds:   buildsConfig{BuildKit: "allow", Remote: "deny"},
 	}
 	for what, text := range map[string]string{
 		"no file": "", "nothing but comments": "# nothing\n", "the file itself": string(defaultConfig),

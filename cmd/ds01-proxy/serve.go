@@ -20,6 +20,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
+	"github.com/ds01/ds01-proxy/policy"
 	"github.com/ds01/ds01-proxy/proxy"
 	"github.com/ds01/ds01-proxy/proxy/audit"
 	"github.com/ds01/ds01-proxy/proxy/engine"
@@ -121,6 +122,7 @@ func newDaemon(c *config) (_ *daemon, err error) {
 		Switches: proxy.Switches{
 			UnownedContainers: switchOf(c.UnownedContainers), UnownedResources: switchOf(c.UnownedResources),
 			UnknownRoutes: switchOf(c.UnknownRoutes),
+			BuildKit:      switchOf(c.Builds.BuildKit), RemoteBuilds: switchOf(c.Builds.Remote),
 		},
 		Networks: c.networkRules(),
 		Log:      d.log, Now: time.Now,
@@ -165,6 +167,9 @@ func (d *daemon) run(ctx context.Context) error {
 		if d.config.Enforcement == m.mode {
 			d.log.Warn("enforcement is " + m.mode + ": " + m.what)
 		}
+	}
+	if switchOf(d.config.Builds.BuildKit) == policy.SwitchAllow {
+		d.log.Warn("builds.buildkit is allow: the steps of BuildKit builds run outside of the users' slices; deny makes clients use the classic builder")
 	}
 	rows, err := userRows(d.directory, d.config.RunDir)
 	if err != nil {

@@ -1,0 +1,56 @@
+package policy
+
+import (
+	"fmt"
+	"strings"
+)
+
+// CommitChanges decides about the Dockerfile instructions of a commit. A LABEL
+// may spell its key with variables, so that one with anything to expand in it is
+// refused too.
+func CommitChanges(changes []string) Verdict {
+	for _, change := range changes {
+		for line := range strings.Lines(change) {
+			word, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
+			if !strings.EqualFold(word, "LABEL") && !strings.EqualFold(word, "ONBUILD") {
+				continue
+			}
+			lower := strings.ToLower(rest)
+			if strings.Contains(lower, "ds01.") || strings.ContainsAny(lower, "$\\") && strings.Contains(strings.ToLower(word+rest), "label") {
+				return refuse("commit-labels", fmt.Sprintf("Permission denied: labels that begin with ds01. are set by the server (%s). Leave them out, and write labels without variables.", strings.TrimSpace(line)))
+			}
+		}
+	}
+	return allow("commit-labels")
+}
+
+// BuildContext decides about where a classic build takes its context from: the
+// Engine fetches a remote one with the host's own network.
+func BuildContext(remote string, sw Switch) Verdict {
+	switch {
+	case remote == "", remote == "client-session", sw == SwitchAllow:
+		return allow("build-context")
+	}
+	return refuse("build-context", "Permission denied: building from a URL is not allowed here. Clone or download it, and build from the directory.")
+}
+
+// BuildNetwork decides about the network mode of a build; decided is false where
+// it names a network.
+func BuildNetwork(mode string) (v Verdict, decided bool) {
+	switch mode {
+	case "", "default", "none", "bridge":
+		return allow("build-network"), true
+	case "host":
+		return refuse("build-network", "Permission denied: build steps may not use the host's network here. Leave --network host out."), true
+	}
+	return Verdict{}, false
+}
+
+// BuildKit decides about build sessions, whose steps run outside of the user's
+// slice and without owner labels.
+func BuildKit(sw Switch) Verdict {
+	if sw == SwitchAllow {
+		return failOpen("buildkit", "builds.buildkit is allow: the steps run outside of the user's slice")
+	}
+	return refuse("buildkit", "Permission denied: BuildKit is off on this server. Build with DOCKER_BUILDKIT=0 docker build …, or COMPOSE_DOCKER_CLI_BUILD=0 with docker-compose.")
+}
