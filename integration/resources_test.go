@@ -405,3 +405,69 @@ volumes:
 		t.Errorf("left behind: %s", out)
 	}
 }
+
+// TestBuildsAreTheirOwners looks at what a classic build leaves and where its
+// steps run.
+func TestBuildsAreTheirOwners(t *testing.T) {
+	tidy(t, "build-c", "build-bob")
+	t.Cleanup(func() { _, _ = theEngine.Docker(context.Background(), "rmi", "-f", "build-alice:1", "build-forged:1") })
+	container(t, lab.Bob, "build-bob")
+	build := func(flags string) string {
+		t.Helper()
+		return shell(t, &lab.Alice, `printf 'FROM busybox:local\nRUN cat /proc/self/cgroup > /cgroup\nLABEL ds01.user=bob mine=1\n' >Dockerfile; docker build `+flags+` -q -t build-alice:1 . 2>&1 | tail -1; docker run --rm build-alice:1 cat /cgroup; docker image inspect build-alice:1 --format '{{json .Config.Labels}}'`)
+	}
+	out := build("")
+	for _, want := range []string{"ds01-student-alice.slice", `"ds01.user":"alice"`, `"mine":"1"`} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %s in what a build left:\n%s", want, out)
+		}
+	}
+	for _, c := range []struct{ flags, text string }{
+		{"--network container:build-bob", "this container belongs to bob"},
+		{"--network host", "may not use the host's network"},
+	} {
+		if out := build(c.flags); !strings.Contains(out, c.text) {
+			t.Errorf("%s: %s, want %q", c.flags, out, c.text)
+		}
+	}
+	if got := ask(t, theProxy.Socket(lab.Alice), "POST", "/build?remote=http://127.0.0.1:1/x", ""); got.status != 403 || !strings.Contains(got.body, "from a URL") {
+		t.Errorf("remote: %v", got)
+	}
+	if got := ask(t, theProxy.Socket(lab.Alice), "POST", "/build?cgroupparent=/evil&labels=x", ""); got.status != 400 {
+		t.Errorf("labels that are no JSON: %v", got)
+	}
+	// A commit neither.
+	as(t, lab.Alice, "create", "--name", "build-c", lab.Image)
+	for _, change := range []string{"LABEL ds01.user=bob", "label DS01.user=bob", `LABEL ${x}ds01.user=bob`, "LABEL a=b ds01.user=bob", "ONBUILD LABEL ds01.user=bob"} {
+		refused(t, lab.Alice, "labels that begin with ds01.", "commit", "-c", change, "build-c", "build-forged:1")
+	}
+	as(t, lab.Alice, "commit", "-c", "LABEL fine=1", "build-c", "build-forged:1")
+	got := ask(t, theProxy.Socket(lab.Alice), "POST", "/commit?container=build-c&repo=build-forged&tag=1", `{"Labels":{"ds01.user":"bob","ok":"1"}}`)
+	if got.status != http.StatusCreated {
+		t.Fatal(got)
+	}
+	if labels := admin(t, "image", "inspect", "build-forged:1", "--format", "{{json .Config.Labels}}"); strings.Contains(labels, "bob") || !strings.Contains(labels, `"ok":"1"`) {
+		t.Errorf("the committed image has %s", labels)
+	}
+}
+
+// TestBuildKitSwitch asks for a session where it is allowed and where not.
+func TestBuildKitSwitch(t *testing.T) {
+	conf := filepath.Join(t.TempDir(), "c.yaml")
+	if err := os.WriteFile(conf, []byte("builds: {buildkit: deny}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := ownProxy(t, theEngine.Socket, "--config", conf)
+	for _, target := range []string{"/session", "/grpc", "/build?version=2"} {
+		if got := ask(t, p.Socket(lab.Alice), "POST", target, "", "Connection", "Upgrade", "Upgrade", "h2c"); got.status != 403 || !strings.Contains(got.body, "DOCKER_BUILDKIT=0") {
+			t.Errorf("%s: %v", target, got)
+		}
+	}
+	_, br := open(t, theProxy.Socket(lab.Alice), "POST /session HTTP/1.1\r\nHost: d\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nX-Docker-Expose-Session-Uuid: x\r\nContent-Length: 0\r\n\r\n")
+	if h := head(t, br); !strings.HasPrefix(h, "HTTP/1.1 101") {
+		t.Errorf("a session where it is allowed:\n%s", h)
+	}
+	if !strings.Contains(theProxy.Log(), "builds.buildkit is allow") {
+		t.Error("the start does not warn about BuildKit")
+	}
+}
