@@ -90,6 +90,7 @@ func createNetwork(x *exchange) (policy.Verdict, error) {
 	}
 	// Engines before API 1.44 look for the name only if they are told to.
 	check := true
+	//lint:ignore SA1019 Debian 12's Engine is one of them
 	req.CheckDuplicate = &check
 	return v, x.encode(&req)
 }
