@@ -40,17 +40,12 @@ func TestMain(m *testing.M) {
 }
 
 func runAll(m *testing.M) (code int, err error) {
-	if os.Geteuid() != 0 {
-		return 1, errors.New("these tests start a Docker Engine and act as several users: run them as root")
-	}
-	dir, err := os.MkdirTemp("", "ds01it")
+	scratch, err := lab.NewScratch()
 	if err != nil {
 		return 1, err
 	}
-	defer os.RemoveAll(dir)
-	if err := os.Chmod(dir, 0o755); err != nil {
-		return 1, err
-	}
+	defer func() { err = errors.Join(err, scratch.Close()) }()
+	dir := scratch.Dir
 	binary = filepath.Join(dir, "ds01-proxy")
 	if out, err := exec.Command("go", "build", "-race", "-o", binary, "../cmd/ds01-proxy").CombinedOutput(); err != nil {
 		return 1, fmt.Errorf("build: %w: %s", err, out)
@@ -62,15 +57,7 @@ func runAll(m *testing.M) (code int, err error) {
 		return 1, fmt.Errorf("build: %w: %s", err, out)
 	}
 	ctx := context.Background()
-	engineDir := filepath.Join(dir, "e")
-	if err := os.Mkdir(engineDir, 0o711); err != nil {
-		return 1, err
-	}
-	if theEngine, err = lab.StartEngine(ctx, engineDir); err != nil {
-		return 1, err
-	}
-	defer func() { err = errors.Join(err, theEngine.Stop()) }()
-	if err := theEngine.Import(ctx); err != nil {
+	if theEngine, err = scratch.Engine(ctx); err != nil {
 		return 1, err
 	}
 	theProxy, err = lab.StartProxy(ctx, binary, filepath.Join(mkdir(dir, "p")), theEngine.Socket, []lab.Person{lab.Alice, lab.Bob})

@@ -50,28 +50,21 @@ type result struct {
 }
 
 func run(ctx context.Context, binary string, rounds int, asJSON bool) (err error) {
-	if os.Geteuid() != 0 {
-		return errors.New("this starts a Docker Engine: run it as root")
-	}
 	if binary, err = filepath.Abs(binary); err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp("", "ds01")
+	scratch, err := lab.NewScratch()
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	engineDir, proxyDir := filepath.Join(dir, "e"), filepath.Join(dir, "p")
-	if err := errors.Join(os.Chmod(dir, 0o755), os.Mkdir(engineDir, 0o700), os.Mkdir(proxyDir, 0o755)); err != nil {
-		return err
-	}
+	defer func() { err = errors.Join(err, scratch.Close()) }()
 	fmt.Fprintln(os.Stderr, "starting a private Docker Engine …")
-	e, err := lab.StartEngine(ctx, engineDir)
+	e, err := scratch.Engine(ctx)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, e.Stop()) }()
-	if err := e.Import(ctx); err != nil {
+	proxyDir, err := scratch.Make("p", 0o755)
+	if err != nil {
 		return err
 	}
 	p, err := lab.StartProxy(ctx, binary, proxyDir, e.Socket, []lab.Person{lab.Alice})

@@ -29,35 +29,21 @@ func main() {
 }
 
 func run(ctx context.Context, binary string) (err error) {
-	if os.Geteuid() != 0 {
-		return errors.New("this starts a Docker Engine and acts as two users: run it as root")
-	}
 	if binary, err = filepath.Abs(binary); err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp("", "ds01")
+	scratch, err := lab.NewScratch()
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	if err := os.Chmod(dir, 0o755); err != nil {
-		return err
-	}
+	defer func() { err = errors.Join(err, scratch.Close()) }()
 	fmt.Println("starting a private Docker Engine, which takes some seconds …")
-	engineDir := filepath.Join(dir, "engine")
-	if err := os.Mkdir(engineDir, 0o700); err != nil {
-		return err
-	}
-	e, err := lab.StartEngine(ctx, engineDir)
+	e, err := scratch.Engine(ctx)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, e.Stop()) }()
-	if err := e.Import(ctx); err != nil {
-		return err
-	}
-	proxyDir := filepath.Join(dir, "p")
-	if err := os.Mkdir(proxyDir, 0o755); err != nil {
+	proxyDir, err := scratch.Make("p", 0o755)
+	if err != nil {
 		return err
 	}
 	p, err := lab.StartProxy(ctx, binary, proxyDir, e.Socket, []lab.Person{lab.Alice, lab.Bob})

@@ -31,33 +31,19 @@ func main() {
 }
 
 func run(ctx context.Context, binary string, args []string) (err error) {
-	if os.Geteuid() != 0 {
-		return errors.New("this starts a daemon for all users: run it as root")
-	}
-	dir, err := os.MkdirTemp("", "ds01")
+	scratch, err := lab.NewScratch()
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	// Users walk through it to their sockets.
-	if err := os.Chmod(dir, 0o755); err != nil {
-		return err
-	}
+	defer func() { err = errors.Join(err, scratch.Close()) }()
+	dir := scratch.Dir
 	socket, image := machineSocket, "IMAGE"
 	if lab.Answers(ctx, machineSocket) {
 		fmt.Println("using the Docker Engine on", machineSocket)
 	} else {
 		fmt.Println("no Docker Engine answers on", machineSocket+"; starting a private one, which takes some seconds …")
-		engineDir := filepath.Join(dir, "engine")
-		if err := os.Mkdir(engineDir, 0o700); err != nil {
-			return err
-		}
-		e, err := lab.StartEngine(ctx, engineDir)
+		e, err := scratch.Engine(ctx)
 		if err != nil {
-			return err
-		}
-		defer func() { err = errors.Join(err, e.Stop()) }()
-		if err := e.Import(ctx); err != nil {
 			return err
 		}
 		fmt.Println("its image:", lab.Image)
