@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"fmt"
 	"maps"
 	"path"
 	"slices"
@@ -35,3 +36,20 @@ func WithoutReserved(labels map[string]string) map[string]string {
 func cleanTarget(p string) string { return path.Clean("/" + p) }
 
 func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+
+// maxLabels is how many bytes the labels of a container may have: every list of
+// containers carries them, everybody's. Dev containers keep some tens of
+// kilobytes there.
+const maxLabels = 256 << 10
+
+// LabelSize decides about the size of a container's labels.
+func LabelSize(labels map[string]string) Verdict {
+	size := 0
+	for k, v := range labels {
+		size += len(k) + len(v)
+	}
+	if size > maxLabels {
+		return refuse("label-size", fmt.Sprintf("Permission denied: the labels have %d bytes and the limit is %d. Keep what is large in a file.", size, maxLabels))
+	}
+	return allow("label-size")
+}

@@ -94,9 +94,9 @@ func UnknownRoute(s *Subject, method, path string, sw Switch) Verdict {
 	case s.Admin:
 		return allow("admin")
 	case sw == SwitchAllow:
-		return failOpen("unknown-route", fmt.Sprintf("no route is known for %s %s and unknown_routes is allow", method, path))
+		return failOpen("unknown-route", fmt.Sprintf("no route is known for %s %.200s and unknown_routes is allow", method, path))
 	}
-	return refuse("unknown-route", fmt.Sprintf("Permission denied: %s %s is not a request that this server knows. Contact system administrator.", method, path))
+	return refuse("unknown-route", fmt.Sprintf("Permission denied: %s %.200s is not a request that this server knows. Contact system administrator.", method, path))
 }
 
 // NewName decides whether a container may be called name. A name that looks

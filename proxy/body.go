@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"mime"
 	"net/http"
+	"time"
 
 	"github.com/ds01/ds01-proxy/policy"
 )
@@ -14,6 +16,13 @@ import (
 // maxJSON is the largest JSON body, in bytes, that is read to decide on it. The
 // Engine has no limit of its own.
 const maxJSON = 4 << 20
+
+// maxForwarded is the largest JSON body, in bytes, that is forwarded: what was
+// decoded is written out in full, with every key.
+const maxForwarded = 2 * maxJSON
+
+// bodyTimeout is how long a client may take to send a body that is decided on.
+const bodyTimeout = time.Minute
 
 // A bodyKind says what a route does with the client's body.
 type bodyKind uint8
@@ -48,13 +57,26 @@ func (x *exchange) takeBody() error {
 	if x.r.ContentLength > maxJSON {
 		return x.tooLarge()
 	}
+	share := x.r.ContentLength
+	if share < 0 {
+		share = maxJSON
+	}
+	if !x.srv.buffered.take(x.subject.User, share) {
+		return &statusError{http.StatusTooManyRequests, "too many of your requests are being read at once; send them one after another"}
+	}
+	x.buffered = share
+	_ = x.conn.SetReadDeadline(time.Now().Add(bodyTimeout))
 	body, err := io.ReadAll(io.LimitReader(x.r.Body, maxJSON+1))
+	_ = x.conn.SetReadDeadline(time.Time{})
 	x.read = body
 	if err != nil {
 		return badRequest("the request's body cannot be read: %v", err)
 	}
 	if len(body) > maxJSON {
 		return x.tooLarge()
+	}
+	if tooManyTokens(body) {
+		return &statusError{http.StatusRequestEntityTooLarge, fmt.Sprintf("the request's JSON has more than %d values; make it smaller", maxTokens)}
 	}
 	x.rebuilt = true
 	x.body = body
@@ -110,6 +132,9 @@ func (x *exchange) encode(v any) error {
 	body, err := json.Marshal(v)
 	if err != nil {
 		return badRequest("the request's JSON cannot be rebuilt: %v", err)
+	}
+	if len(body) > maxForwarded {
+		return &statusError{http.StatusRequestEntityTooLarge, "the request becomes too large when it is written out; make it smaller"}
 	}
 	x.body = body
 	return nil

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"fmt"
 	"net/http"
 	"net/url"
 	"path"
@@ -67,31 +68,38 @@ func (*route) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 	writeError(w, http.StatusInternalServerError, "a route is not a handler")
 }
 
+// maxPathLength is the longest decoded path, in bytes, that is looked at: the
+// Engine's longest routes have names of 255 and IDs of 64.
+const maxPathLength = 4096
+
 // checkTarget refuses request targets that the proxy and the Engine could read
 // differently.
 func checkTarget(r *http.Request) error {
 	switch r.Method {
 	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodDelete:
 	default:
-		return &statusError{http.StatusMethodNotAllowed, "method " + r.Method + " is not part of the Docker API"}
+		return &statusError{http.StatusMethodNotAllowed, fmt.Sprintf("method %.32s is not part of the Docker API", r.Method)}
 	}
 	if r.ProtoMajor != 1 {
 		return &statusError{http.StatusHTTPVersionNotSupported, "only HTTP/1.0 and HTTP/1.1 are spoken here"}
 	}
 	p := r.URL.Path
+	if len(p) > maxPathLength {
+		return &statusError{http.StatusRequestURITooLong, fmt.Sprintf("the path is longer than %d bytes", maxPathLength)}
+	}
 	if r.URL.Opaque != "" || r.URL.User != nil || !strings.HasPrefix(p, "/") {
-		return badRequest("the request's target %q is not a path", r.RequestURI)
+		return badRequest("the request's target %.200q is not a path", r.RequestURI)
 	}
 	if r.URL.RawPath != "" && hasEncodedSlash(r.URL.RawPath) {
-		return badRequest("the path %q has an encoded slash; write it as /", r.URL.RawPath)
+		return badRequest("the path %.200q has an encoded slash; write it as /", r.URL.RawPath)
 	}
 	for i := range len(p) {
 		if p[i] < 0x20 || p[i] == 0x7f {
-			return badRequest("the path %q has a control character", p)
+			return badRequest("the path %.200q has a control character", p)
 		}
 	}
 	if clean := path.Clean(p); clean != p && clean+"/" != p {
-		return badRequest("the path %q is not in its shortest form; write it as %q", p, clean)
+		return badRequest("the path %.200q is not in its shortest form; write it as %.200q", p, clean)
 	}
 	return nil
 }

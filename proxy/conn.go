@@ -25,6 +25,9 @@ type conn struct {
 	user     string
 	token    uint64
 	accepted time.Duration
+	// tallied and counted say what admit took for this connection.
+	tallied string
+	counted bool
 
 	identified sync.Once
 	subject    policy.Subject
@@ -105,6 +108,7 @@ func (c *conn) Close() error {
 	c.on.forget(c)
 	c.mu.Lock()
 	c.gone = true
+	c.srv.dismiss(c)
 	for _, up := range []*upstream{c.idle, c.busy} {
 		if up != nil {
 			up.Close()

@@ -14,6 +14,10 @@ import (
 	"github.com/ds01/ds01-proxy/units"
 )
 
+// maxReferences is how many containers, and how many volumes, one create request
+// may name.
+const maxReferences = 256
+
 // createContainer checks the name and every container that the request refers
 // to, and puts the owner's marks on it.
 func createContainer(x *exchange) (policy.Verdict, error) {
@@ -27,7 +31,16 @@ func createContainer(x *exchange) (policy.Verdict, error) {
 		return policy.Verdict{}, orEmpty(err)
 	}
 	verdict := policy.Verdict{Outcome: policy.Allow, Rule: "create-container"}
-	for _, ref := range policy.ContainerReferences(&req) {
+	refs := policy.ContainerReferences(&req)
+	if len(refs) > maxReferences {
+		return policy.Verdict{}, badRequest("the request refers to %d containers; %d is the most", len(refs), maxReferences)
+	}
+	known := make(map[string]string)
+	for _, ref := range refs {
+		if id, ok := known[ref.Ref]; ok {
+			ref.Set(id)
+			continue
+		}
 		obj, v, err := x.container(ref.Ref, policy.Change)
 		if errors.Is(err, engine.ErrNotFound) {
 			// A 404 would make docker run pull the image.
@@ -43,7 +56,11 @@ func createContainer(x *exchange) (policy.Verdict, error) {
 		if v.Outcome == policy.FailOpen {
 			verdict = v
 		}
+		known[ref.Ref] = obj.ID
 		ref.Set(obj.ID)
+	}
+	if v := policy.LabelSize(req.Labels); !v.Allowed() {
+		return v, nil
 	}
 	for _, step := range []func(*container.CreateRequest) (policy.Verdict, error){x.createNetworks, x.createVolumes} {
 		v, err := step(&req)

@@ -51,13 +51,18 @@ func (s *Server) answerOf(err error) (status int, message string) {
 
 // writeError answers in the form of the Engine's own errors.
 func writeError(w http.ResponseWriter, status int, message string) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_, _ = w.Write(errorBody(message))
+}
+
+// errorBody is a message in the form of the Engine's own errors.
+func errorBody(message string) []byte {
 	body, err := json.Marshal(struct {
 		Message string `json:"message"`
 	}{message})
 	if err != nil {
 		body = []byte(`{"message":"internal error"}`)
 	}
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	_, _ = w.Write(append(body, '\n'))
+	return append(body, '\n')
 }

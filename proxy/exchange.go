@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/url"
 	"runtime/debug"
+	"strings"
 
 	"github.com/ds01/ds01-proxy/policy"
 	"github.com/ds01/ds01-proxy/proxy/audit"
@@ -34,6 +35,8 @@ type exchange struct {
 	rebuilt bool
 	// local, where set, is the answer to a request that is not forwarded.
 	local []byte
+	// buffered is how much of the user's share of memory the body takes.
+	buffered int64
 	// read is what was read of the client's body to decide, for a mode that
 	// forwards the client's own.
 	read []byte
@@ -45,6 +48,8 @@ type exchange struct {
 	// release, if set, gives back a lock once the Engine has answered.
 	release func()
 
+	// forwarded is true once the Engine may have the request.
+	forwarded   bool
 	wroteHeader bool
 	recorded    bool
 	rec         audit.Record
@@ -70,12 +75,17 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // serve answers, or returns what keeps it from answering.
 func (x *exchange) serve() error {
 	var err error
-	if x.subject, err = x.conn.identify(x.r.Context()); err != nil {
+	if x.subject, err = x.conn.identify(x.r.Context()); passing(err) {
+		// The next connection may fare better.
+		x.w.Header().Set("Connection", "close")
+		return &statusError{http.StatusServiceUnavailable, "cannot tell who you are for the moment; try again: " + err.Error()}
+	} else if err != nil {
 		x.refuse(policy.Verdict{Rule: "identify", Reason: "Permission denied: " + err.Error()})
 		return nil
 	}
 	if x.subject.Admin || x.subject.Mode == policy.ModeDisabled {
 		x.verdict = policy.Verdict{Outcome: policy.Allow, Rule: "relay"}
+		x.decided()
 		return x.relay()
 	}
 	err = x.check()
@@ -89,6 +99,7 @@ func (x *exchange) serve() error {
 		x.refuse(x.verdict)
 		return nil
 	}
+	x.decided()
 	if x.local != nil {
 		x.answered(http.StatusOK)
 		x.w.Header().Set("Content-Type", "application/json")
@@ -145,7 +156,7 @@ func (x *exchange) monitor(err error) error {
 		would = x.verdict.Message()
 		x.rec.Rule = x.verdict.Rule
 	default:
-		x.rec.Rule = x.verdict.Rule
+		x.decided()
 	}
 	if would != "" {
 		x.rec.Reason = would
@@ -163,7 +174,8 @@ func (x *exchange) refuse(v policy.Verdict) {
 // fail answers with what err says.
 func (x *exchange) fail(err error) {
 	if errors.Is(err, errClientGone) {
-		x.rec.Reason = err.Error()
+		// What was decided stands: the Engine may have done it.
+		x.rec.Reason = strings.TrimPrefix(x.rec.Reason+"; "+err.Error(), "; ")
 		return
 	}
 	status, message := x.srv.answerOf(err)
@@ -219,9 +231,13 @@ func (x *exchange) record() {
 	}
 	x.recorded = true
 	if x.finish != nil {
-		x.finish(false)
+		// Without an answer, what was forwarded may have been done.
+		x.finish(x.forwarded)
 	}
 	x.letGo()
+	if x.buffered > 0 {
+		x.srv.buffered.give(x.subject.User, x.buffered)
+	}
 	if x.subject != nil {
 		x.rec.User, x.rec.Admin, x.rec.Mode = x.subject.User, x.subject.Admin, x.subject.Mode.String()
 	}
@@ -230,16 +246,19 @@ func (x *exchange) record() {
 	x.srv.Recorder.Record(&x.rec)
 }
 
-// answered records what became of a request that was let through, once the
-// Engine has answered with status.
+// decided records that a request is let through, before anything of it leaves: a
+// client that goes away does not take the record with it.
+func (x *exchange) decided() {
+	x.rec.Verdict, x.rec.Rule, x.rec.Reason = audit.VerdictAllow, x.verdict.Rule, x.verdict.Reason
+	if x.verdict.Outcome == policy.FailOpen {
+		x.rec.Verdict = audit.VerdictFailOpen
+		x.rec.FailOpen = x.verdict.Rule
+	}
+}
+
+// answered says that the Engine has answered with status.
 func (x *exchange) answered(status int) {
 	x.rec.Status = status
-	if x.rec.Verdict != audit.VerdictWouldDeny {
-		x.rec.Verdict, x.rec.Rule, x.rec.Reason = audit.VerdictAllow, x.verdict.Rule, x.verdict.Reason
-		if x.verdict.Outcome == policy.FailOpen {
-			x.rec.Verdict = audit.VerdictFailOpen
-		}
-	}
 	if x.finish != nil {
 		finish := x.finish
 		x.finish = nil

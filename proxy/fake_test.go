@@ -117,6 +117,15 @@ func (f *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		reply(map[string]string{"ContainerID": bobID})
 		return
 	}
+	if r.Header.Get("User-Agent") == "Go-http-client/1.1" {
+		for _, c := range fakeContainers() {
+			names, _ := c["Names"].([]string)
+			if r.URL.Path == "/containers"+names[0]+"/json" || r.URL.Path == fmt.Sprint("/containers/", c["Id"], "/json") {
+				reply(map[string]any{"Id": c["Id"], "Name": names[0], "Config": map[string]any{"Labels": c["Labels"]}, "State": map[string]int{"Pid": 7}})
+				return
+			}
+		}
+	}
 	if r.Header.Get("User-Agent") == "Go-http-client/1.1" && strings.HasPrefix(r.URL.Path, "/images/") {
 		reply(map[string]any{"Config": map[string]any{"Volumes": map[string]any{"/declared": struct{}{}}}})
 		return
@@ -335,6 +344,8 @@ type reply struct {
 	status int
 	header http.Header
 	body   string
+	// closes is true where the connection ends with the answer.
+	closes bool
 }
 
 // message is the text of an error in the Engine's form.
@@ -353,6 +364,7 @@ func (b *bed) raw(t *testing.T, text string) reply {
 	if _, err := io.WriteString(c, text); err != nil {
 		t.Fatal(err)
 	}
+	defer c.Close()
 	return readReply(t, bufio.NewReader(c), text)
 }
 
@@ -367,7 +379,7 @@ func readReply(t *testing.T, br *bufio.Reader, request string) reply {
 	if err != nil {
 		t.Fatalf("answer to %.80q: %v", request, err)
 	}
-	return reply{resp.StatusCode, resp.Header, string(body)}
+	return reply{resp.StatusCode, resp.Header, string(body), resp.Close}
 }
 
 // do sends a request with a JSON body, if any, on alice's socket.

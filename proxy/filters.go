@@ -62,11 +62,15 @@ func listContainers(x *exchange) (policy.Verdict, error) {
 	if err != nil {
 		return policy.Verdict{}, err
 	}
+	verdict := policy.Verdict{Outcome: policy.Allow, Rule: "own-only"}
 	for _, key := range []string{"before", "since"} {
 		for _, ref := range args.Get(key) {
 			obj, v, err := x.container(ref, policy.Read)
 			if err != nil || !v.Allowed() {
 				return v, err
+			}
+			if v.Outcome == policy.FailOpen {
+				verdict = v
 			}
 			args.Del(key, ref)
 			args.Add(key, obj.ID)
@@ -76,5 +80,8 @@ func listContainers(x *exchange) (policy.Verdict, error) {
 	if err := x.setFilters(args); err != nil {
 		return policy.Verdict{}, err
 	}
-	return filterOwn(x)
+	if v, err := filterOwn(x); err != nil || !v.Allowed() {
+		return v, err
+	}
+	return verdict, nil
 }

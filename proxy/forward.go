@@ -115,6 +115,7 @@ func (x *exchange) forward(out *outgoing, answer answer) error {
 		// What the client sends from here on may be the tunnel's.
 		up.tunnel = true
 	}
+	x.forwarded = true
 	if err := writeHeader(up, x.r, out, upgrade); err != nil {
 		return &unreachableError{x.srv.Engine, err}
 	}
@@ -148,6 +149,14 @@ func (x *exchange) forward(out *outgoing, answer answer) error {
 	if sending != nil {
 		// The server must not read the body behind the sender's back.
 		_ = http.NewResponseController(x.w).EnableFullDuplex()
+		if !sentAlready(sending) {
+			// The Engine answers before it has read everything. What is left of the
+			// body must never be read as the next request.
+			x.w.Header().Set("Connection", "close")
+		}
+	}
+	if resp.Close {
+		x.w.Header().Set("Connection", "close")
 	}
 	if out.unframed && x.r.ContentLength != 0 {
 		// The bytes that were meant for a tunnel are nobody's now.
@@ -196,9 +205,9 @@ func writeHeader(up *upstream, r *http.Request, out *outgoing, upgrade string) e
 	}
 	line(r.Method, " ", out.target, " HTTP/1.1")
 	line("Host: docker")
-	named := r.Header["Connection"]
+	named := namedIn(r.Header["Connection"])
 	for key, values := range out.header {
-		if isHopByHop(key) || len(named) > 0 && namedIn(named, key) ||
+		if isHopByHop(key) || named[key] ||
 			out.plain && (key == "Accept" || key == "Accept-Encoding") {
 			continue
 		}
@@ -226,16 +235,18 @@ func writeHeader(up *upstream, r *http.Request, out *outgoing, upgrade string) e
 	return w.Flush()
 }
 
-// namedIn reports whether the Connection header names key.
-func namedIn(connection []string, key string) bool {
+// namedIn returns the header keys that the Connection header names.
+func namedIn(connection []string) map[string]bool {
+	if len(connection) == 0 {
+		return nil
+	}
+	named := make(map[string]bool)
 	for _, v := range connection {
 		for name := range strings.SplitSeq(v, ",") {
-			if textproto.CanonicalMIMEHeaderKey(strings.TrimSpace(name)) == key {
-				return true
-			}
+			named[textproto.CanonicalMIMEHeaderKey(strings.TrimSpace(name))] = true
 		}
 	}
-	return false
+	return named
 }
 
 // sendBody sends the request's body. What is in memory is sent at once; the
@@ -319,6 +330,20 @@ func writeChunk(up *upstream, p []byte) error {
 	chunk := net.Buffers{head, p, []byte("\r\n")}
 	_, err := chunk.WriteTo(up.UnixConn)
 	return err
+}
+
+// sentAlready reports whether the whole body has been sent, and leaves the word
+// about it in the channel. The sender may be a moment behind the Engine.
+func sentAlready(sending chan error) bool {
+	timer := time.NewTimer(20 * time.Millisecond)
+	defer timer.Stop()
+	select {
+	case err := <-sending:
+		sending <- err
+		return err == nil
+	case <-timer.C:
+		return false
+	}
 }
 
 // lingerForBody is how long a client may go on sending a body that the Engine

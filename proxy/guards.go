@@ -3,6 +3,7 @@ package proxy
 import (
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/docker/docker/api/types/container"
@@ -58,8 +59,15 @@ func (x *exchange) container(ref string, use policy.Use) (policy.Object, policy.
 	if err != nil {
 		return obj, policy.Verdict{}, err
 	}
-	x.rec.Objects = append(x.rec.Objects, obj.ID)
+	x.touch(obj.ID)
 	return obj, policy.AccessObject(x.subject, obj, use, x.srv.Switches.UnownedContainers), nil
+}
+
+// touch puts an object into the audit record, once.
+func (x *exchange) touch(id string) {
+	if !slices.Contains(x.rec.Objects, id) {
+		x.rec.Objects = append(x.rec.Objects, id)
+	}
 }
 
 // pathContainer checks the container in the path and writes its full ID there.
@@ -120,7 +128,7 @@ func renameContainer(x *exchange) (policy.Verdict, error) {
 		return v, nil
 	}
 	x.one("name")
-	return changeName(x)
+	return changeName(x, x.query.Get("name"))
 }
 
 func removeContainer(x *exchange) (policy.Verdict, error) {
@@ -129,14 +137,14 @@ func removeContainer(x *exchange) (policy.Verdict, error) {
 		return policy.AdminsOnly(x.subject, "docker rm --link"), nil
 	}
 	x.query.Del("link")
-	return changeName(x)
+	return changeName(x, "")
 }
 
 // changeName guards what makes a name free or another container's.
-func changeName(x *exchange) (policy.Verdict, error) {
+func changeName(x *exchange, name string) (policy.Verdict, error) {
 	obj, v, err := x.pathContainer(policy.Change)
 	if err == nil && v.Allowed() {
-		x.finish = x.srv.Ledger.BeginChange(obj.ID)
+		x.finish = x.srv.Ledger.BeginChange(obj.ID, name)
 	}
 	return v, err
 }
@@ -178,7 +186,7 @@ func (x *exchange) exec(use policy.Use) (policy.Verdict, error) {
 	if err != nil {
 		return policy.Verdict{}, err
 	}
-	x.rec.Objects = append(x.rec.Objects, obj.ID)
+	x.touch(obj.ID)
 	return policy.AccessObject(x.subject, obj, use, x.srv.Switches.UnownedContainers), nil
 }
 

@@ -20,7 +20,7 @@ func (x *exchange) network(ref string, use policy.Use) (policy.Object, policy.Ve
 	if err != nil {
 		return obj, policy.Verdict{}, err
 	}
-	x.rec.Objects = append(x.rec.Objects, obj.ID)
+	x.touch(obj.ID)
 	if obj.Owner == "" && policy.BuiltInNetwork(obj.Ref) {
 		return obj, policy.Verdict{Outcome: policy.Allow, Rule: "built-in-network"}, nil
 	}
@@ -134,12 +134,19 @@ func (x *exchange) endpoint(ref *string) (policy.Verdict, error) {
 	return x.pathNetwork(policy.Read)
 }
 
+// maxNetworks is how many networks one create request may name.
+const maxNetworks = 32
+
 // createNetworks checks every network that a container is to join, and writes
 // their IDs in place of the references.
 func (x *exchange) createNetworks(req *container.CreateRequest) (policy.Verdict, error) {
 	verdict := policy.Verdict{Outcome: policy.Allow, Rule: "create-container"}
 	ids := make(map[string]string)
-	for _, ref := range policy.NetworkReferences(req) {
+	refs := policy.NetworkReferences(req)
+	if len(refs) > maxNetworks {
+		return policy.Verdict{}, badRequest("the request names %d networks; %d is the most", len(refs), maxNetworks)
+	}
+	for _, ref := range refs {
 		id, known := ids[ref.Ref]
 		if !known {
 			obj, v, err := x.network(ref.Ref, policy.Read)

@@ -34,9 +34,9 @@ type Owners interface {
 type Ledger interface {
 	AddContainer(engine.Container)
 	AddExec(id, containerID string)
-	// BeginChange announces a rename or removal; the function returned is called
-	// with the outcome.
-	BeginChange(id string) (end func(done bool))
+	// BeginChange announces a removal, or a rename to name; the function returned
+	// is called with the outcome.
+	BeginChange(id, name string) (end func(done bool))
 }
 
 // Resources says whose networks and volumes are.
@@ -142,6 +142,9 @@ type Server struct {
 	routes     *router
 	hangups    *hangups
 	volumes    volumeLocks
+	// conns counts connections by user, open the descriptors of all, buffered the
+	// bytes of bodies by user.
+	conns, open, buffered *tally
 	// naming is held while a network is made, so that two of one name do not come
 	// to be.
 	naming    sync.Mutex
@@ -166,10 +169,14 @@ func New(o Options) (*Server, error) {
 		engineAddr: &net.UnixAddr{Name: o.Engine, Net: "unix"},
 		routes:     newRouter(table()),
 		hangups:    h,
+		conns:      newTally(maxConns),
+		open:       newTally(max(descriptors()-reservedFDs, 64)),
+		buffered:   newTally(maxBuffered),
 	}
 	s.http = &http.Server{
 		Handler:           s,
 		ReadHeaderTimeout: readHeaderTimeout,
+		MaxHeaderBytes:    maxHeader,
 		// Between requests a connection may stay idle for ever, as on the raw
 		// socket; the kernel says when its client is gone.
 		IdleTimeout: 0,
@@ -214,21 +221,45 @@ type listener struct {
 	conns map[*conn]struct{}
 }
 
-// Accept waits for the next client.
+// Accept waits for the next client that may stay.
 func (l *listener) Accept() (net.Conn, error) {
-	raw, err := l.AcceptUnix()
-	if err != nil {
-		return nil, err
+	for {
+		raw, err := l.AcceptUnix()
+		if err != nil {
+			return nil, err
+		}
+		c := &conn{UnixConn: raw, srv: l.srv, user: l.user, on: l, accepted: peercred.Now()}
+		if refusal := l.srv.admit(c); refusal != nil {
+			// Not here: others are waiting to be accepted.
+			go turnAway(raw, refusal)
+			continue
+		}
+		if c.token, err = l.srv.hangups.watch(raw, c.hangUp); err != nil {
+			// One client's trouble must not end the socket.
+			l.srv.Log.Error("a connection was not accepted", zap.Error(err))
+			l.srv.dismiss(c)
+			raw.Close()
+			continue
+		}
+		l.mu.Lock()
+		l.conns[c] = struct{}{}
+		l.mu.Unlock()
+		return c, nil
 	}
-	c := &conn{UnixConn: raw, srv: l.srv, user: l.user, on: l, accepted: peercred.Now()}
-	if c.token, err = l.srv.hangups.watch(raw, c.hangUp); err != nil {
-		raw.Close()
-		return nil, err
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.conns[c] = struct{}{}
-	return c, nil
+}
+
+// turnAway answers a client that may not stay, whatever it was about to ask.
+func turnAway(c *net.UnixConn, why *statusError) {
+	body := errorBody(why.message)
+	_ = c.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
+	_, _ = fmt.Fprintf(c, "HTTP/1.1 %d %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s",
+		why.status, http.StatusText(why.status), len(body), body)
+	// What the client has sent already is taken, or the kernel would reset the
+	// connection before the answer is read.
+	_ = c.CloseWrite()
+	_ = c.SetReadDeadline(time.Now().Add(time.Millisecond))
+	_, _ = c.Read(make([]byte, 4<<10))
+	c.Close()
 }
 
 // forget drops a connection that has closed.

@@ -50,7 +50,7 @@ func (x *exchange) pathVolume(use policy.Use) (policy.Verdict, error) {
 	if err != nil {
 		return policy.Verdict{}, err
 	}
-	x.rec.Objects = append(x.rec.Objects, obj.ID)
+	x.touch(obj.ID)
 	return policy.AccessObject(x.subject, obj, use, x.srv.Switches.UnownedResources), nil
 }
 
@@ -112,6 +112,9 @@ func (x *exchange) createVolumes(req *container.CreateRequest) (policy.Verdict, 
 		return policy.Verdict{}, err
 	}
 	refs := policy.VolumeReferences(req)
+	if len(refs) > maxReferences {
+		return policy.Verdict{}, badRequest("the request names %d volumes; %d is the most", len(refs), maxReferences)
+	}
 	if len(refs) > 0 {
 		x.holdVolumes(false)
 	}
@@ -120,7 +123,7 @@ func (x *exchange) createVolumes(req *container.CreateRequest) (policy.Verdict, 
 		if err != nil {
 			return policy.Verdict{}, err
 		}
-		x.rec.Objects = append(x.rec.Objects, obj.ID)
+		x.touch(obj.ID)
 		v := policy.AccessObject(x.subject, obj, policy.Read, x.srv.Switches.UnownedResources)
 		if !v.Allowed() {
 			v.Reason += " (" + ref.Field + ")"

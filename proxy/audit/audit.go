@@ -38,6 +38,9 @@ type Record struct {
 	Rule    string
 	Verdict string
 	Reason  string
+	// FailOpen is the rule that would have refused, where a switch let the request
+	// through, whatever became of it then.
+	FailOpen string
 	// Status is the HTTP status that the caller got; 0 where the caller left.
 	Status int
 	// Took is from the end of the request's header to the end of the answer.
@@ -77,15 +80,34 @@ func New(records, warnings *zap.Logger, reg prometheus.Registerer) *Log {
 	return l
 }
 
+// What a client can make a record long with is cut; lengths are in bytes.
+const (
+	maxReason  = 500
+	maxMethod  = 32
+	maxObjects = 16
+)
+
+func cut(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	return s[:n] + "…"
+}
+
 // Record writes one record.
 func (l *Log) Record(r *Record) {
+	r.Reason, r.Method = cut(r.Reason, maxReason), cut(r.Method, maxMethod)
 	l.requests.WithLabelValues(r.Route, r.Verdict, r.Rule).Inc()
 	level := zapcore.InfoLevel
-	if r.Verdict == VerdictFailOpen {
-		l.failOpens.WithLabelValues(r.Rule).Inc()
+	if r.FailOpen != "" {
+		l.failOpens.WithLabelValues(r.FailOpen).Inc()
 		l.warnings.Warn("let through although no rule allows it",
-			zap.String("cause", r.Rule), zap.String("user", r.User), zap.String("reason", r.Reason))
+			zap.String("cause", r.FailOpen), zap.String("user", r.User), zap.String("reason", r.Reason))
 		level = zapcore.WarnLevel
+	}
+	objects := len(r.Objects)
+	if objects > maxObjects {
+		r.Objects = r.Objects[:maxObjects]
 	}
 	ce := l.records.Check(level, "request")
 	if ce == nil {
@@ -94,7 +116,7 @@ func (l *Log) Record(r *Record) {
 	ce.Write(
 		zap.String("user", r.User), zap.Bool("admin", r.Admin), zap.String("mode", r.Mode),
 		zap.Uint32("uid", r.UID), zap.Int32("pid", r.PID), zap.String("peer_container", r.Container),
-		zap.String("method", r.Method), zap.String("route", r.Route), zap.Strings("objects", r.Objects),
+		zap.String("method", r.Method), zap.String("route", r.Route), zap.Strings("objects", r.Objects), zap.Int("objects_total", objects),
 		zap.String("rule", r.Rule), zap.String("verdict", r.Verdict), zap.String("reason", r.Reason),
 		zap.Int("status", r.Status), zap.Duration("took", r.Took),
 	)

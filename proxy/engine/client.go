@@ -158,11 +158,38 @@ type Container struct {
 	Labels map[string]string
 }
 
-// Containers lists all containers, running or not.
-func (c *Client) Containers(ctx context.Context) ([]Container, error) {
-	var list []Container
-	err := c.getJSON(ctx, "/containers/json?all=1", &list)
-	return list, err
+// EachContainer calls f for every container, running or not. What a container's
+// labels are is read one container at a time: users choose their size.
+func (c *Client) EachContainer(ctx context.Context, f func(Container)) error {
+	ctx, cancel := context.WithTimeout(ctx, questionTimeout)
+	defer cancel()
+	resp, err := c.get(ctx, "/containers/json?all=1")
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	dec := json.NewDecoder(resp.Body)
+	switch open, err := dec.Token(); {
+	case err != nil:
+		return fmt.Errorf("%w: list of containers: %w", ErrUnreachable, err)
+	case open == nil:
+		// null is an empty list.
+		return nil
+	case open != json.Delim('['):
+		return fmt.Errorf("%w: the list of containers is not a list", ErrUnreachable)
+	}
+	for dec.More() {
+		var one Container
+		if err := dec.Decode(&one); err != nil {
+			return fmt.Errorf("%w: list of containers: %w", ErrUnreachable, err)
+		}
+		f(one)
+	}
+	if _, err := dec.Token(); err != nil {
+		return fmt.Errorf("%w: list of containers: %w", ErrUnreachable, err)
+	}
+	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 4<<10))
+	return nil
 }
 
 // Inspect asks for one container, by ID, name or unique prefix.

@@ -37,6 +37,12 @@ type Index struct {
 	state  *State
 	// asked counts questions about containers and execs to the Engine.
 	asked uint64
+
+	// listing is held, as a channel of one, by whoever lists containers for a
+	// look-up; latest is what came of the last list, which was asked for at listed.
+	listing chan struct{}
+	listed  time.Time
+	latest  *table
 }
 
 // State is what the Engine says of itself.
@@ -48,7 +54,7 @@ type State struct {
 
 // NewIndex returns an empty Index that asks client.
 func NewIndex(client *Client, log *zap.Logger) *Index {
-	return &Index{client: client, log: log, table: newTable(0), execs: make(map[string]string)}
+	return &Index{client: client, log: log, table: newTable(0), execs: make(map[string]string), listing: make(chan struct{}, 1)}
 }
 
 // Asked returns how many questions about ownership went to the Engine.
@@ -108,26 +114,40 @@ func (x *Index) Container(ctx context.Context, user, ref string) (policy.Object,
 	switch {
 	case e != nil && e.id == ref:
 		return e.object(ref), nil
-	case !synced || how == unsure:
+	case !synced:
 		return x.containerFromList(ctx, user, ref)
 	case how == found:
 		return e.object(ref), nil
 	case how == ambiguous:
 		return policy.Object{}, &StatusError{http.StatusBadRequest, "Multiple IDs found with provided prefix: " + ref}
+	case how == unsure:
+		return x.containerInMotion(ctx, user, ref)
 	}
 	return x.containerFromInspect(ctx, ref)
 }
 
+// containerInMotion resolves a name that is being given or taken: the Engine
+// says whose it is now, and where that is not the user, the reference may still
+// be a prefix of an ID of the user's own.
+func (x *Index) containerInMotion(ctx context.Context, user, ref string) (policy.Object, error) {
+	obj, err := x.containerFromInspect(ctx, ref)
+	if err == nil && obj.Owner == user {
+		return obj, nil
+	}
+	x.mu.RLock()
+	e, how := prefixed(x.table.byOwner[user], ref)
+	x.mu.RUnlock()
+	if how == found {
+		return e.object(ref), nil
+	}
+	return obj, err
+}
+
 // containerFromList resolves ref in a list that is fetched for this question.
 func (x *Index) containerFromList(ctx context.Context, user, ref string) (policy.Object, error) {
-	x.countQuestion()
-	list, err := x.client.Containers(ctx)
+	t, err := x.freshTable(ctx)
 	if err != nil {
 		return policy.Object{}, fmt.Errorf("resolve container %q: %w", ref, err)
-	}
-	t := newTable(len(list))
-	for _, c := range list {
-		t.add(entryOf(c))
 	}
 	switch e, how := t.find(user, ref); how {
 	case found:
@@ -136,6 +156,36 @@ func (x *Index) containerFromList(ctx context.Context, user, ref string) (policy
 		return policy.Object{}, &StatusError{http.StatusBadRequest, "Multiple IDs found with provided prefix: " + ref}
 	}
 	return x.containerFromInspect(ctx, ref)
+}
+
+// freshTable returns a table made of a list that was asked for after this call
+// began. Those who wait for one at the same time share it.
+func (x *Index) freshTable(ctx context.Context) (*table, error) {
+	came := time.Now()
+	select {
+	case x.listing <- struct{}{}:
+	case <-ctx.Done():
+		return nil, fmt.Errorf("%w: %w", ErrUnreachable, ctx.Err())
+	}
+	defer func() { <-x.listing }()
+	if x.listed.After(came) {
+		return x.latest, nil
+	}
+	x.countQuestion()
+	began := time.Now()
+	t, err := x.listTable(ctx)
+	if err != nil {
+		return nil, err
+	}
+	x.listed, x.latest = began, t
+	return t, nil
+}
+
+// listTable makes a table of a list.
+func (x *Index) listTable(ctx context.Context) (*table, error) {
+	t := newTable(0)
+	err := x.client.EachContainer(ctx, func(c Container) { t.add(entryOf(c)) })
+	return t, err
 }
 
 // containerFromInspect asks the Engine for one container and remembers it.
@@ -216,10 +266,11 @@ func (x *Index) AddContainer(c Container) {
 	}
 }
 
-// BeginChange says that a request is about to rename or remove the container.
-// Until the Engine's event about it comes, its name is not believed. The
-// function that is returned must be called with the outcome.
-func (x *Index) BeginChange(id string) (end func(done bool)) {
+// BeginChange says that a request is about to remove the container, or to rename
+// it to name. Until the Engine's event about it comes, neither its name nor the
+// new one is believed. The function that is returned must be called with the
+// outcome: whether it was done, or may have been.
+func (x *Index) BeginChange(id, name string) (end func(done bool)) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	e := x.table.byID[id]
@@ -227,6 +278,16 @@ func (x *Index) BeginChange(id string) (end func(done bool)) {
 		return func(bool) {}
 	}
 	c := &change{}
+	for _, n := range []string{e.name, strings.TrimPrefix(name, "/")} {
+		if n != "" {
+			c.names = append(c.names, n)
+		}
+	}
+	// Where another change is still under way, the name at this moment may be one
+	// of its.
+	for _, other := range e.changes {
+		c.names = append(c.names, other.names...)
+	}
 	x.table.setChanges(e, append(e.changes[:len(e.changes):len(e.changes)], c))
 	return func(done bool) {
 		x.mu.Lock()

@@ -694,9 +694,11 @@ func TestBeginChange(t *testing.T) {
 	f.mu.Lock()
 	f.silent = true
 	f.mu.Unlock()
-	end := x.BeginChange(web)
-	wantAnswer(t, f, x, "alice", "web", answer{web, "alice"}, list)
-	wantAnswer(t, f, x, "bob", "web", answer{web, "alice"}, list)
+	end := x.BeginChange(web, "www")
+	wantAnswer(t, f, x, "alice", "web", answer{web, "alice"}, "/containers/web/json")
+	wantAnswer(t, f, x, "bob", "web", answer{web, "alice"}, "/containers/web/json")
+	// Other names of the same user do not depend on it.
+	wantAnswer(t, f, x, "alice", "db", answer{db, "alice"})
 	wantAnswer(t, f, x, "bob", "other", answer{other, "bob"})
 	wantAnswer(t, f, x, "alice", web, answer{web, "alice"})
 
@@ -706,14 +708,14 @@ func TestBeginChange(t *testing.T) {
 	wantAnswer(t, f, x, "bob", "web", answer{web, "alice"})
 
 	// The Engine did it, and its event is late.
-	end = x.BeginChange(web)
+	end = x.BeginChange(web, "www")
 	f.rename(web, "www")
 	end(true)
-	wantAnswer(t, f, x, "alice", "www", answer{web, "alice"}, list)
-	wantAnswer(t, f, x, "alice", "web", answer{id: "404"}, list, "/containers/web/json")
-	wantAnswer(t, f, x, "bob", "web", answer{id: "404"}, list, "/containers/web/json")
+	wantAnswer(t, f, x, "alice", "www", answer{web, "alice"}, "/containers/www/json")
+	wantAnswer(t, f, x, "alice", "web", answer{id: "404"}, "/containers/web/json")
+	wantAnswer(t, f, x, "bob", "web", answer{id: "404"}, "/containers/web/json")
 	f.create(Container{ID: id("c1"), Names: []string{"/web"}, Labels: ownedBy("bob")})
-	wantAnswer(t, f, x, "alice", "web", answer{id("c1"), "bob"}, list)
+	wantAnswer(t, f, x, "alice", "web", answer{id("c1"), "bob"}, "/containers/web/json")
 
 	f.mu.Lock()
 	f.silent = false
@@ -724,7 +726,7 @@ func TestBeginChange(t *testing.T) {
 	wantAnswer(t, f, x, "alice", "db", answer{db, "alice"})
 
 	// The event came before the answer.
-	end = x.BeginChange(db)
+	end = x.BeginChange(db, "")
 	f.destroy(db)
 	settle(t, f, x)
 	end(true)
@@ -732,7 +734,7 @@ func TestBeginChange(t *testing.T) {
 	wantAnswer(t, f, x, "alice", db, answer{id: "404"}, "/containers/"+db+"/json")
 
 	// Nobody knows this one, and nothing is to be unsure about.
-	x.BeginChange(id("404"))(true)
+	x.BeginChange(id("404"), "")(true)
 	wantAnswer(t, f, x, "alice", "www", answer{web, "alice"})
 }
 
@@ -740,11 +742,11 @@ func TestTwoChangesOfOneContainer(t *testing.T) {
 	web := id("a1")
 	f := startEngine(t, Container{ID: web, Names: []string{"/web"}, Labels: ownedBy("alice")})
 	x := startIndex(t, f)
-	first, second := x.BeginChange(web), x.BeginChange(web)
+	first, second := x.BeginChange(web, "one"), x.BeginChange(web, "two")
 	f.rename(web, "one")
 	first(true)
 	settle(t, f, x)
-	wantAnswer(t, f, x, "alice", "one", answer{web, "alice"}, list)
+	wantAnswer(t, f, x, "alice", "one", answer{web, "alice"}, "/containers/one/json")
 	second(false)
 	wantAnswer(t, f, x, "alice", "one", answer{web, "alice"})
 }
@@ -760,14 +762,14 @@ func TestReloadEndsAnsweredChanges(t *testing.T) {
 	f.mu.Lock()
 	f.silent = true
 	f.mu.Unlock()
-	answered, underWay := x.BeginChange(web), x.BeginChange(db)
+	answered, underWay := x.BeginChange(web, "www"), x.BeginChange(db, "")
 	f.rename(web, "www")
 	answered(true)
 	if _, err := x.reload(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	wantAnswer(t, f, x, "alice", "www", answer{web, "alice"})
-	wantAnswer(t, f, x, "bob", "db", answer{db, "bob"}, list)
+	wantAnswer(t, f, x, "bob", "db", answer{db, "bob"}, "/containers/db/json")
 	underWay(false)
 	wantAnswer(t, f, x, "bob", "db", answer{db, "bob"})
 }

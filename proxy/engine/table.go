@@ -24,6 +24,8 @@ type entry struct {
 // A change is one rename or removal on its way.
 type change struct {
 	answered bool
+	// names are those that may be another container's, or nobody's, because of it.
+	names []string
 }
 
 // object is the entry as the rules see it.
@@ -36,7 +38,7 @@ type table struct {
 	byID    map[string]*entry
 	byName  map[string]*entry
 	byOwner map[string]map[string]*entry
-	// unsure counts, by owner, the entries with changes under way.
+	// unsure counts, by name, the changes under way that it depends on.
 	unsure map[string]int
 }
 
@@ -115,14 +117,18 @@ func (t *table) rename(e *entry, name string) {
 	}
 }
 
-// setChanges replaces an entry's changes and keeps the count by owner.
+// setChanges replaces an entry's changes and keeps the count by name.
 func (t *table) setChanges(e *entry, changes []*change) {
-	switch {
-	case len(e.changes) == 0 && len(changes) > 0:
-		t.unsure[e.owner]++
-	case len(e.changes) > 0 && len(changes) == 0:
-		if t.unsure[e.owner]--; t.unsure[e.owner] == 0 {
-			delete(t.unsure, e.owner)
+	for _, c := range changes {
+		for _, name := range c.names {
+			t.unsure[name]++
+		}
+	}
+	for _, c := range e.changes {
+		for _, name := range c.names {
+			if t.unsure[name]--; t.unsure[name] == 0 {
+				delete(t.unsure, name)
+			}
 		}
 	}
 	e.changes = changes
@@ -145,10 +151,11 @@ func (t *table) find(user, ref string) (*entry, finding) {
 	if e := t.byID[ref]; e != nil {
 		return e, found
 	}
-	if t.unsure[user] > 0 {
+	bare := strings.TrimPrefix(ref, "/")
+	if t.unsure[bare] > 0 {
 		return nil, unsure
 	}
-	named := t.byName[strings.TrimPrefix(ref, "/")]
+	named := t.byName[bare]
 	if named != nil && named.owner == user {
 		return named, found
 	}
@@ -156,9 +163,6 @@ func (t *table) find(user, ref string) (*entry, finding) {
 		return e, how
 	}
 	if named != nil {
-		if len(named.changes) > 0 {
-			return nil, unsure
-		}
 		return named, found
 	}
 	return prefixed(t.byID, ref)

@@ -153,13 +153,9 @@ func (x *Index) reload(ctx context.Context) (since int64, err error) {
 		}
 	}
 	x.mu.Unlock()
-	list, err := x.client.Containers(ctx)
+	fresh, err := x.listTable(ctx)
 	if err != nil {
 		return 0, fmt.Errorf("list containers: %w", err)
-	}
-	fresh := newTable(len(list))
-	for _, c := range list {
-		fresh.add(entryOf(c))
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
