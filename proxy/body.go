@@ -62,6 +62,7 @@ func (x *exchange) takeBody() error {
 		share = maxJSON
 	}
 	if !x.srv.buffered.take(x.subject.User, share) {
+		x.takeIn()
 		return &statusError{http.StatusTooManyRequests, "too many of your requests are being read at once; send them one after another"}
 	}
 	x.buffered = share
@@ -91,10 +92,15 @@ func (x *exchange) takeBody() error {
 const patience = 16 << 20
 
 func (x *exchange) tooLarge() error {
+	x.takeIn()
+	return &http.MaxBytesError{Limit: maxJSON}
+}
+
+// takeIn reads a body that is refused, where it is not forwarded all the same.
+func (x *exchange) takeIn() {
 	if x.subject.Mode == policy.ModeFull {
 		_, _ = io.CopyN(io.Discard, x.r.Body, patience)
 	}
-	return &http.MaxBytesError{Limit: maxJSON}
 }
 
 // refuseForm refuses bodies that the Engine would parse as part of the query.

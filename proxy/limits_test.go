@@ -133,8 +133,7 @@ func TestBufferedBodiesAreBounded(t *testing.T) {
 		}
 	}
 	deadline := time.Now().Add(10 * time.Second)
-	small := `{"Image":"i","Env":["` + strings.Repeat("x", maxJSON-100) + `"]}`
-	for b.do(t, post, "/containers/create", small).status != http.StatusTooManyRequests {
+	for b.do(t, post, "/containers/create", `{"Image":"i"}`).status != http.StatusTooManyRequests {
 		if time.Now().After(deadline) {
 			t.Fatal("there is no end to them")
 		}
