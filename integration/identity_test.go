@@ -147,6 +147,19 @@ func TestProtectedAndUnowned(t *testing.T) {
 			t.Errorf("%s: docker %s: %q, want %q", c.who.Name, c.args, out, c.want)
 		}
 	}
+	as(t, lab.Bob, "create", "--name", "legacy-new", lab.Image)
+	t.Cleanup(func() { _, _ = theEngine.Docker(context.Background(), "rm", "-f", "legacy-new") })
+	for _, c := range []struct{ args, want string }{
+		{"ps -a --format {{.Names}}", "legacy-new\nlegacy"}, {"ps --format {{.Names}}", "legacy"},
+		{"ps -n 1 --format {{.Names}}", "legacy-new"}, {"ps -a --filter name=legacy-new --format {{.Names}}", "legacy-new"},
+	} {
+		if got := as(t, lab.Bob, strings.Fields(c.args)...); got != c.want {
+			t.Errorf("bob: docker %s: %q, want %q", c.args, got, c.want)
+		}
+	}
+	if out := as(t, lab.Alice, "ps", "-a", "--format", "{{.Names}}"); strings.Contains(out, "legacy") {
+		t.Errorf("alice sees %s", out)
+	}
 	if log := theProxy.Log(); !strings.Contains(log, `"cause":"unowned-container"`) {
 		t.Error("the access to the unowned container is not in the log")
 	}

@@ -33,6 +33,10 @@ type exchange struct {
 	// body replaces the client's body where rebuilt is true.
 	body    []byte
 	rebuilt bool
+	// ownOnly is true where the answer's list is to be filtered by owner; limit is
+	// how many of it the client wants, 0 all.
+	ownOnly bool
+	limit   int
 	// local, where set, is the answer to a request that is not forwarded.
 	local []byte
 	// buffered is how much of the user's share of memory the body takes.

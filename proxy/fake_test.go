@@ -63,6 +63,9 @@ type fakeEngine struct {
 	driver   string
 }
 
+// engineConn is the key of the connection that a request came over.
+type engineConn struct{}
+
 // fakeContainers is what the fake Engine lists.
 func fakeContainers() []map[string]any {
 	one := func(id, name string, labels map[string]string) map[string]any {
@@ -83,7 +86,9 @@ func newFakeEngine(t *testing.T) *fakeEngine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv := &http.Server{Handler: f}
+	srv := &http.Server{Handler: f, ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+		return context.WithValue(ctx, engineConn{}, c)
+	}}
 	go srv.Serve(l)
 	t.Cleanup(func() { srv.Close() })
 	return f
@@ -289,7 +294,7 @@ func newBedOn(t *testing.T, fake *fakeEngine, options ...bedOption) *bed {
 	}()
 	resources := engine.NewResources(engine.NewClient(b.engine.socket))
 	o := Options{
-		Engine: b.engine.socket, Owners: b.index, Ledger: b.index, Resources: resources, Catalog: resources, Census: resources, Names: resources, Directory: people{}, Recorder: b.records,
+		Engine: b.engine.socket, Owners: b.index, Ledger: b.index, Resources: resources, Catalog: resources, Census: resources, Names: resources, Legacy: b.index, Directory: people{}, Recorder: b.records,
 		Peers: b.peers, Processes: b.peers, Switches: openSwitches, Log: zap.NewNop(), Now: time.Now,
 	}
 	for _, opt := range options {

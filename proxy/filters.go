@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"net/url"
+	"strconv"
 
 	"github.com/docker/docker/api/types/filters"
 
@@ -79,6 +80,17 @@ func listContainers(x *exchange) (policy.Verdict, error) {
 	}
 	if err := x.setFilters(args); err != nil {
 		return policy.Verdict{}, err
+	}
+	if x.srv.Legacy.HasLegacy(x.subject.User) {
+		// Either of two labels may name the owner, and the Engine's filters know no
+		// "or": the answer is filtered instead, and counted after that.
+		x.ownOnly = true
+		x.limit, _ = strconv.Atoi(x.query.Get("limit"))
+		if x.query.Del("limit"); x.limit > 0 {
+			// A limit lists stopped containers too.
+			x.setQuery("all", "1")
+		}
+		return verdict, nil
 	}
 	if v, err := filterOwn(x); err != nil || !v.Allowed() {
 		return v, err

@@ -225,3 +225,56 @@ func TestAFilterThatFailsOpenIsRecorded(t *testing.T) {
 		t.Errorf("recorded as %+v", rec)
 	}
 }
+
+// TestTheProxyAddsNoHeaders compares what is sent with what arrives: a header
+// that a transport adds, such as Accept-Encoding, changes what the Engine does.
+func TestTheProxyAddsNoHeaders(t *testing.T) {
+	b := newBed(t)
+	for _, target := range []string{"GET /images/json", "GET /containers/json", "HEAD /containers/alices/archive?path=/x"} {
+		b.raw(t, target+" HTTP/1.1\r\nHost: somewhere\r\nUser-Agent: mine\r\nX-Registry-Auth: secret\r\nConnection: keep-alive, X-Drop\r\nX-Drop: 1\r\nTe: trailers\r\n\r\n")
+		a := b.engine.take()
+		if len(a) != 1 {
+			t.Fatalf("%s: %d arrived", target, len(a))
+		}
+		want := http.Header{"User-Agent": {"mine"}, "X-Registry-Auth": {"secret"}}
+		if fmt.Sprint(a[0].Header) != fmt.Sprint(want) {
+			t.Errorf("%s arrived with %v, want %v", target, a[0].Header, want)
+		}
+	}
+}
+
+// TestEachConnectionHasItsOwnUpstream counts the Engine's connections.
+func TestEachConnectionHasItsOwnUpstream(t *testing.T) {
+	b := newBed(t)
+	seen := make(chan string, 16)
+	b.engine.answer(func(_ http.ResponseWriter, r *http.Request) {
+		c, ok := r.Context().Value(engineConn{}).(net.Conn)
+		if !ok {
+			t.Error("the fake Engine does not know its connection")
+			return
+		}
+		seen <- fmt.Sprintf("%p", c)
+	})
+	text := "GET /_ping HTTP/1.1\r\nHost: d\r\n\r\n"
+	var ups []string
+	for range 3 {
+		c := b.dial(t, "alice")
+		br := bufio.NewReader(c)
+		var first string
+		for i := range 3 {
+			if _, err := io.WriteString(c, text); err != nil {
+				t.Fatal(err)
+			}
+			readReply(t, br, text)
+			up := <-seen
+			if i > 0 && up != first {
+				t.Errorf("request %d of one connection came over another upstream", i)
+			}
+			first = up
+		}
+		ups = append(ups, first)
+	}
+	if ups[0] == ups[1] || ups[1] == ups[2] || ups[0] == ups[2] {
+		t.Errorf("two clients shared an upstream: %v", ups)
+	}
+}

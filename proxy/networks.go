@@ -251,18 +251,28 @@ func answerContainer(x *exchange, up *upstream, resp *http.Response) error {
 	})
 }
 
-// answerContainers does the same for a list.
+// answerContainers does the same for a list, and filters it by owner where the
+// Engine could not.
 func answerContainers(x *exchange, up *upstream, resp *http.Response) error {
 	return x.showNetworks(up, resp, new([]map[string]json.RawMessage), func(v any, names map[string]string) error {
 		list, ok := v.(*[]map[string]json.RawMessage)
 		if !ok {
 			return nil
 		}
+		own := []map[string]json.RawMessage{}
 		for _, one := range *list {
+			var labels map[string]string
+			if x.ownOnly && (json.Unmarshal(one["Labels"], &labels) != nil || policy.OwnerOf(labels) != x.subject.User) {
+				continue
+			}
 			if err := showEndpoints(one, names); err != nil {
 				return err
 			}
+			if own = append(own, one); len(own) == x.limit {
+				break
+			}
 		}
+		*list = own
 		return nil
 	})
 }
@@ -272,7 +282,7 @@ func (x *exchange) showNetworks(up *upstream, resp *http.Response, v any, show f
 	if err != nil {
 		return err
 	}
-	if len(names) == 0 {
+	if len(names) == 0 && !x.ownOnly {
 		return x.pass(up, resp)
 	}
 	if _, err := x.readAnswer(resp, v); err != nil {

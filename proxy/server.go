@@ -64,6 +64,11 @@ type Census interface {
 	States(ctx context.Context, user string) (map[string]int, error)
 }
 
+// Legacy knows who has containers with the older owner label only.
+type Legacy interface {
+	HasLegacy(user string) bool
+}
+
 // Names knows the networks that the Engine has under another name than their
 // owner, since two users may use one name.
 type Names interface {
@@ -124,6 +129,7 @@ type Options struct {
 	Catalog   Catalog
 	Census    Census
 	Names     Names
+	Legacy    Legacy
 	Directory Directory
 	Recorder  Recorder
 	Peers     Peers

@@ -266,6 +266,14 @@ func (x *Index) AddContainer(c Container) {
 	}
 }
 
+// HasLegacy reports whether a user has containers whose owner only the older
+// label names.
+func (x *Index) HasLegacy(user string) bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.table.legacy[user] > 0
+}
+
 // BeginChange says that a request is about to remove the container, or to rename
 // it to name. Until the Engine's event about it comes, neither its name nor the
 // new one is believed. The function that is returned must be called with the

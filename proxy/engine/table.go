@@ -15,6 +15,9 @@ type entry struct {
 	owner     string
 	name      string
 	protected bool
+	// legacy is true where only the older label names the owner: the Engine's
+	// label filters do not find it by the newer.
+	legacy bool
 	// changes are the renames and removals of this container that were sent to
 	// the Engine and whose event has not come yet. While there are any, the name
 	// is not believed.
@@ -40,6 +43,8 @@ type table struct {
 	byOwner map[string]map[string]*entry
 	// unsure counts, by name, the changes under way that it depends on.
 	unsure map[string]int
+	// legacy counts, by owner, the entries that are legacy.
+	legacy map[string]int
 }
 
 func newTable(size int) *table {
@@ -48,6 +53,7 @@ func newTable(size int) *table {
 		byName:  make(map[string]*entry, size),
 		byOwner: make(map[string]map[string]*entry),
 		unsure:  make(map[string]int),
+		legacy:  make(map[string]int),
 	}
 }
 
@@ -57,6 +63,7 @@ func entryOf(c Container) *entry {
 		owner:     policy.OwnerOf(c.Labels),
 		name:      ownName(c.Names),
 		protected: policy.IsProtected(c.Labels),
+		legacy:    c.Labels[policy.LabelUser] == "" && c.Labels[policy.LabelLegacyUser] != "",
 	}
 }
 
@@ -86,6 +93,9 @@ func (t *table) add(e *entry) *entry {
 	if e.name != "" {
 		t.byName[e.name] = e
 	}
+	if e.legacy {
+		t.legacy[e.owner]++
+	}
 	return e
 }
 
@@ -96,6 +106,9 @@ func (t *table) remove(id string) {
 		return
 	}
 	t.setChanges(e, nil)
+	if e.legacy {
+		t.legacy[e.owner]--
+	}
 	delete(t.byID, id)
 	if t.byName[e.name] == e {
 		delete(t.byName, e.name)

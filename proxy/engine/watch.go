@@ -164,7 +164,7 @@ func (x *Index) reload(ctx context.Context) (since int64, err error) {
 		// never changes, so it may stay; a name may not.
 		e := fresh.byID[id]
 		if e == nil && len(old.changes) > 0 {
-			e = fresh.add(&entry{id: old.id, owner: old.owner, protected: old.protected})
+			e = fresh.add(&entry{id: old.id, owner: old.owner, protected: old.protected, legacy: old.legacy})
 		}
 		if e != nil {
 			fresh.setChanges(e, old.changes)
