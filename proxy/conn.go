@@ -123,8 +123,9 @@ func (c *conn) Close() error {
 var errClientGone = errors.New("the client has gone")
 
 // takeUpstream returns the connection's own upstream connection, dialling where
-// there is none yet or the Engine has closed it meanwhile.
-func (c *conn) takeUpstream() (*upstream, error) {
+// there is none yet or the Engine has closed it meanwhile. tunnel says that it may
+// become a tunnel.
+func (c *conn) takeUpstream(tunnel bool) (*upstream, error) {
 	c.mu.Lock()
 	up := c.idle
 	c.idle = nil
@@ -140,7 +141,7 @@ func (c *conn) takeUpstream() (*upstream, error) {
 		}
 		up = &upstream{UnixConn: raw, br: bufio.NewReaderSize(raw, 4<<10)}
 	}
-	up.sent, up.tunnel = false, false
+	up.sent, up.tunnel = false, tunnel
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.gone {
@@ -149,6 +150,15 @@ func (c *conn) takeUpstream() (*upstream, error) {
 	}
 	c.busy = up
 	return up, nil
+}
+
+// startTunnel says that half-closing and hanging up are the tunnel's business from
+// here on; it reports false where the client has gone already.
+func (c *conn) startTunnel(up *upstream) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	up.tunnel = true
+	return !c.gone
 }
 
 // dialEngine connects to the Engine. A listener whose queue is full for the

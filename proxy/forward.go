@@ -100,21 +100,17 @@ var writers = sync.Pool{New: func() any { return bufio.NewWriterSize(nil, 4<<10)
 // forward sends out to the Engine on the client's own upstream connection and
 // answers with what comes back, through answer or as it is.
 func (x *exchange) forward(out *outgoing, answer answer) error {
-	up, err := x.conn.takeUpstream()
+	upgrade := ""
+	if out.upgrade {
+		upgrade = x.r.Header.Get("Upgrade")
+	}
+	// With an upgrade, what the client sends from here on may be the tunnel's.
+	up, err := x.conn.takeUpstream(upgrade != "")
 	if err != nil {
 		return err
 	}
 	keep := false
 	defer func() { x.conn.putUpstream(up, keep) }()
-
-	upgrade := ""
-	if out.upgrade {
-		upgrade = x.r.Header.Get("Upgrade")
-	}
-	if upgrade != "" {
-		// What the client sends from here on may be the tunnel's.
-		up.tunnel = true
-	}
 	x.forwarded = true
 	if err := writeHeader(up, x.r, out, upgrade); err != nil {
 		return &unreachableError{x.srv.Engine, err}

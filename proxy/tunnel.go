@@ -27,7 +27,7 @@ func (x *exchange) tunnel(up *upstream, resp *http.Response) error {
 	c := x.conn
 	defer c.Close()
 	defer up.Close()
-	if err := c.SetDeadline(time.Time{}); err != nil {
+	if err := c.SetDeadline(time.Time{}); err != nil || !c.startTunnel(up) {
 		return nil
 	}
 
