@@ -207,6 +207,10 @@ func (term *terminal) exit() int {
 	}
 }
 
+// reader is a shell without line editing, which would ask the terminal for its
+// cursor and take what is typed meanwhile for the answer.
+const reader = `sh -c 'while read line; do eval "$line"; done'`
+
 // TestTerminals drives interactive commands, on both sockets.
 func TestTerminals(t *testing.T) {
 	for _, side := range []struct {
@@ -216,7 +220,7 @@ func TestTerminals(t *testing.T) {
 		t.Run(side.name, func(t *testing.T) {
 			t.Cleanup(func() { _, _ = theEngine.Docker(context.Background(), "rm", "-f", "term1") })
 			t.Run("run -it, size, resize, exit code", func(t *testing.T) {
-				term := onTerminal(t, side.who, `exec docker run -it --rm $IMAGE sh`)
+				term := onTerminal(t, side.who, `exec docker run -it --rm $IMAGE `+reader)
 				// The client tells the size once the container runs.
 				term.send("until [ \"$(stty size)\" = '33 77' ]; do sleep 0.1; done; echo $((40+2))\n")
 				term.expect("42")
@@ -251,7 +255,7 @@ func TestTerminals(t *testing.T) {
 				}
 			})
 			t.Run("detach, attach, exec -it", func(t *testing.T) {
-				term := onTerminal(t, side.who, `exec docker run -it --name term1 $IMAGE sh`)
+				term := onTerminal(t, side.who, `exec docker run -it --name term1 $IMAGE `+reader)
 				term.send("echo $((20+1))\n")
 				term.expect("21")
 				term.send("\x10\x11")
