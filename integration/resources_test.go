@@ -471,3 +471,46 @@ func TestBuildKitSwitch(t *testing.T) {
 		t.Error("the start does not warn about BuildKit")
 	}
 }
+
+// TestABuildsStepsAreTheBuilders looks at the container of a classic build's step
+// while it runs: it has no label, and is alice's all the same.
+func TestABuildsStepsAreTheBuilders(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		cmd := shellCommand(t, &lab.Alice, `printf 'FROM busybox:local\nRUN sleep 60\n' >Dockerfile; exec docker build -q --force-rm .`)
+		if err := cmd.Start(); err != nil {
+			t.Error(err)
+			return
+		}
+		<-ctx.Done()
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}()
+	defer func() { cancel(); <-done }()
+	id := ""
+	eventually(t, "the step runs", func() bool {
+		out, err := theEngine.Docker(limit(t), "ps", "-q", "--no-trunc", "--filter", "ancestor="+lab.Image)
+		for _, one := range strings.Fields(out) {
+			if cmd, _ := theEngine.Docker(limit(t), "inspect", one, "--format", "{{.Config.Cmd}}"); strings.Contains(cmd, "sleep 60") {
+				id = one
+			}
+		}
+		return err == nil && id != ""
+	})
+	t.Cleanup(func() { _, _ = theEngine.Docker(context.Background(), "rm", "-f", id) })
+	eventually(t, "bob is told whose it is", func() bool {
+		return strings.Contains(ask(t, theProxy.Socket(lab.Bob), "GET", "/containers/"+id+"/json", "").body, "belongs to alice")
+	})
+	refused(t, lab.Bob, "belongs to alice", "exec", id, "true")
+	refused(t, lab.Bob, "belongs to alice", "kill", id[:12])
+	as(t, lab.Alice, "exec", id, "true")
+	if out := as(t, lab.Alice, "ps", "-q", "--no-trunc"); !strings.Contains(out, id) {
+		t.Errorf("alice's ps: %s", out)
+	}
+	if out := as(t, lab.Bob, "ps", "-aq", "--no-trunc"); strings.Contains(out, id) {
+		t.Errorf("bob's ps: %s", out)
+	}
+}

@@ -261,8 +261,7 @@ func answerContainers(x *exchange, up *upstream, resp *http.Response) error {
 		}
 		own := []map[string]json.RawMessage{}
 		for _, one := range *list {
-			var labels map[string]string
-			if x.ownOnly && (json.Unmarshal(one["Labels"], &labels) != nil || policy.OwnerOf(labels) != x.subject.User) {
+			if x.ownOnly && !x.ownListed(one) {
 				continue
 			}
 			if err := showEndpoints(one, names); err != nil {
@@ -275,6 +274,19 @@ func answerContainers(x *exchange, up *upstream, resp *http.Response) error {
 		*list = own
 		return nil
 	})
+}
+
+// ownListed reports whether a container of a list is the subject's, by its labels
+// or, where these do not say, by what the index knows.
+func (x *exchange) ownListed(one map[string]json.RawMessage) bool {
+	var c engine.Container
+	if errors.Join(json.Unmarshal(one["Id"], &c.ID), json.Unmarshal(one["Labels"], &c.Labels)) != nil {
+		return false
+	}
+	if owner := policy.OwnerOf(c.Labels); owner != "" {
+		return owner == x.subject.User
+	}
+	return x.own(x.r.Context(), c.ID)
 }
 
 func (x *exchange) showNetworks(up *upstream, resp *http.Response, v any, show func(v any, names map[string]string) error) error {

@@ -93,3 +93,14 @@ func CgroupParent(driver, group, user string) string {
 	}
 	return "/ds01.slice/ds01-" + g + ".slice/" + slice
 }
+
+// UserOf returns the user's part of a cgroup parent that CgroupParent made, in
+// either form, and reports false for any other.
+func UserOf(cgroupParent string) (user string, ok bool) {
+	name, ok := strings.CutSuffix(cgroupParent[strings.LastIndexByte(cgroupParent, '/')+1:], ".slice")
+	parts := strings.Split(name, "-")
+	if !ok || len(parts) != 3 || parts[0] != "ds01" || parts[1] == "" || parts[2] == "" {
+		return "", false
+	}
+	return parts[2], true
+}

@@ -50,3 +50,23 @@ func TestCgroupParent(t *testing.T) {
 		t.Errorf("cgroupfs: %q, want %q", got, want)
 	}
 }
+
+func TestUserOf(t *testing.T) {
+	for _, c := range []struct {
+		parent, user string
+		ok           bool
+	}{
+		{CgroupParent("systemd", "student", "alice"), "alice", true},
+		{CgroupParent("cgroupfs", "phd-staff", "a_b"), "a_b", true},
+		{"", "", false},
+		{"/docker", "", false},
+		{"system.slice", "", false},
+		{"/ds01.slice/ds01-student.slice", "", false},
+		{"ds01--.slice", "", false},
+		{"/ds01-student-alice.slice/other", "", false},
+	} {
+		if user, ok := UserOf(c.parent); user != c.user || ok != c.ok {
+			t.Errorf("%q: %q, %t, want %q, %t", c.parent, user, ok, c.user, c.ok)
+		}
+	}
+}

@@ -26,6 +26,7 @@ import (
 	"github.com/ds01/ds01-proxy/proxy/engine"
 	"github.com/ds01/ds01-proxy/proxy/peercred"
 	"github.com/ds01/ds01-proxy/proxy/users"
+	"github.com/ds01/ds01-proxy/units"
 )
 
 func newServe() *cobra.Command {
@@ -111,6 +112,12 @@ func newDaemon(c *config) (_ *daemon, err error) {
 	client := engine.NewClient(c.enginePath())
 	d.index = engine.NewIndex(client, d.log.Named("index"))
 	d.directory = users.NewDirectory(new(users.NSS), time.Now)
+	d.index.UserOfParent = func(parent string) string {
+		if slice, ok := units.UserOf(parent); ok {
+			return d.directory.BySlice(slice)
+		}
+		return ""
+	}
 	peers, err := peercred.NewReader()
 	if err != nil {
 		return nil, err

@@ -156,6 +156,8 @@ type Container struct {
 	ID     string
 	Names  []string
 	Labels map[string]string
+	// CgroupParent is only known where one container was asked for.
+	CgroupParent string `json:"-"`
 }
 
 // EachContainer calls f for every container, running or not. What a container's
@@ -195,8 +197,9 @@ func (c *Client) EachContainer(ctx context.Context, f func(Container)) error {
 // Inspect asks for one container, by ID, name or unique prefix.
 func (c *Client) Inspect(ctx context.Context, ref string) (Container, error) {
 	var one struct {
-		ID, Name string
-		Config   struct{ Labels map[string]string }
+		ID, Name   string
+		Config     struct{ Labels map[string]string }
+		HostConfig struct{ CgroupParent string }
 	}
 	if err := c.getJSON(ctx, "/containers/"+url.PathEscape(ref)+"/json", &one); err != nil {
 		return Container{}, err
@@ -204,7 +207,7 @@ func (c *Client) Inspect(ctx context.Context, ref string) (Container, error) {
 	if one.ID == "" {
 		return Container{}, fmt.Errorf("inspect of container %q: the answer has no ID", ref)
 	}
-	return Container{ID: one.ID, Names: []string{one.Name}, Labels: one.Config.Labels}, nil
+	return Container{ID: one.ID, Names: []string{one.Name}, Labels: one.Config.Labels, CgroupParent: one.HostConfig.CgroupParent}, nil
 }
 
 // FirstProcess asks for the pid of a container's first process, 0 where the

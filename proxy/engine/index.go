@@ -25,6 +25,10 @@ const maxExecs = 1 << 16
 type Index struct {
 	client *Client
 	log    *zap.Logger
+	// UserOfParent, where set before Run, returns the user whose slice a cgroup
+	// parent is, or "". Containers that the Engine makes by itself, for the steps of
+	// a classic build, have no owner label and tell their user by that alone.
+	UserOfParent func(cgroupParent string) string
 
 	mu    sync.RWMutex
 	table *table
@@ -196,6 +200,10 @@ func (x *Index) containerFromInspect(ctx context.Context, ref string) (policy.Ob
 		return policy.Object{}, fmt.Errorf("resolve container %q: %w", ref, err)
 	}
 	e := entryOf(c)
+	if e.owner == "" && x.UserOfParent != nil {
+		e.owner = x.UserOfParent(c.CgroupParent)
+		e.legacy = e.owner != ""
+	}
 	obj := e.object(ref)
 	// Only the owner is remembered: a removal may have overtaken this answer, and
 	// an ID that is gone does no harm where a name that is gone would.
@@ -318,6 +326,23 @@ func without(changes []*change, c *change) []*change {
 		}
 	}
 	return out
+}
+
+// adopt finds out whose a container without an owner label is.
+func (x *Index) adopt(ctx context.Context, id string) {
+	if x.UserOfParent == nil {
+		return
+	}
+	c, err := x.client.Inspect(ctx, id)
+	if err != nil {
+		// Gone already, or the Engine is: either way nobody uses it now.
+		return
+	}
+	if user := x.UserOfParent(c.CgroupParent); user != "" {
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		x.table.adopt(id, user)
+	}
 }
 
 func (x *Index) countQuestion() {

@@ -15,8 +15,8 @@ type entry struct {
 	owner     string
 	name      string
 	protected bool
-	// legacy is true where only the older label names the owner: the Engine's
-	// label filters do not find it by the newer.
+	// legacy is true where something else than the owner label names the owner: the
+	// Engine's label filters do not find it.
 	legacy bool
 	// changes are the renames and removals of this container that were sent to
 	// the Engine and whose event has not come yet. While there are any, the name
@@ -117,6 +117,20 @@ func (t *table) remove(id string) {
 	if delete(own, id); len(own) == 0 {
 		delete(t.byOwner, e.owner)
 	}
+}
+
+// adopt gives an entry without an owner one.
+func (t *table) adopt(id, owner string) {
+	old := t.byID[id]
+	if old == nil || old.owner != "" {
+		return
+	}
+	// Entries are read without the lock once they are found: a new one it is.
+	e := &entry{id: id, owner: owner, name: old.name, protected: old.protected, legacy: true, changes: nil}
+	changes := old.changes
+	t.remove(id)
+	t.add(e)
+	t.setChanges(e, changes)
 }
 
 // rename gives the entry another name.

@@ -128,7 +128,7 @@ func (x *Index) follow(ctx context.Context) error {
 				return <-ended
 			}
 			if e.TimeNano >= since {
-				x.apply(e)
+				x.apply(ctx, e)
 			}
 		case <-resync.C:
 			if since, err = x.reload(ctx); err != nil {
@@ -163,6 +163,10 @@ func (x *Index) reload(ctx context.Context) (since int64, err error) {
 		// Created while the list was on its way, or removed since: an ID's owner
 		// never changes, so it may stay; a name may not.
 		e := fresh.byID[id]
+		if e != nil && e.owner == "" && old.owner != "" {
+			fresh.adopt(id, old.owner)
+			e = fresh.byID[id]
+		}
 		if e == nil && len(old.changes) > 0 {
 			e = fresh.add(&entry{id: old.id, owner: old.owner, protected: old.protected, legacy: old.legacy})
 		}
@@ -171,6 +175,15 @@ func (x *Index) reload(ctx context.Context) (since int64, err error) {
 		}
 	}
 	x.table = fresh
+	var orphans []string
+	for id := range fresh.byOwner[""] {
+		orphans = append(orphans, id)
+	}
+	go func() {
+		for _, id := range orphans {
+			x.adopt(ctx, id)
+		}
+	}()
 	for exec, id := range x.execs {
 		if fresh.byID[id] == nil {
 			// The slot in the ring stays until its turn comes.
@@ -182,7 +195,7 @@ func (x *Index) reload(ctx context.Context) (since int64, err error) {
 }
 
 // apply brings one event into the table.
-func (x *Index) apply(ev event) {
+func (x *Index) apply(ctx context.Context, ev event) {
 	if ev.Type != "container" {
 		return
 	}
@@ -194,7 +207,10 @@ func (x *Index) apply(ev event) {
 	case "create":
 		if e == nil {
 			// The attributes of a container's event are its labels, and name and image.
-			x.table.add(entryOf(Container{ID: ev.Actor.ID, Names: []string{name}, Labels: ev.Actor.Attributes}))
+			added := x.table.add(entryOf(Container{ID: ev.Actor.ID, Names: []string{name}, Labels: ev.Actor.Attributes}))
+			if added.owner == "" {
+				go x.adopt(ctx, ev.Actor.ID)
+			}
 		} else if e.name == "" && len(e.changes) == 0 {
 			x.table.rename(e, name)
 		}

@@ -280,3 +280,15 @@ func (d *Directory) lookUp(rules Rules, uid uint32) cached {
 	}
 	return cached{account: a, admin: admin, until: d.now().Add(keepFound)}
 }
+
+// BySlice returns the name of the known user whose slice this is, or "".
+func (d *Directory) BySlice(slice string) string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for uid, s := range d.slices {
+		if s == slice {
+			return d.subjects[uid].User
+		}
+	}
+	return ""
+}
