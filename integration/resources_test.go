@@ -473,14 +473,22 @@ func TestBuildKitSwitch(t *testing.T) {
 }
 
 // TestABuildsStepsAreTheBuilders looks at the container of a classic build's step
-// while it runs: it has no label, and is alice's all the same.
+// while it runs: it has no label, or the one that the Dockerfile says, and is
+// alice's all the same.
 func TestABuildsStepsAreTheBuilders(t *testing.T) {
+	t.Run("without a label", func(t *testing.T) { buildStep(t, "") })
+	t.Run("with bob's label", func(t *testing.T) {
+		buildStep(t, `LABEL ds01.user=bob ds01.managed=true ds01.created_at=2026-01-01T00:00:00Z\n`)
+	})
+}
+
+func buildStep(t *testing.T, label string) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		cmd := shellCommand(t, &lab.Alice, `printf 'FROM busybox:local\nRUN sleep 60\n' >Dockerfile; exec docker build -q --force-rm .`)
+		cmd := shellCommand(t, &lab.Alice, `printf 'FROM busybox:local\n`+label+`RUN sleep 60\n' >Dockerfile; exec docker build -q --force-rm .`)
 		if err := cmd.Start(); err != nil {
 			t.Error(err)
 			return
@@ -492,7 +500,7 @@ func TestABuildsStepsAreTheBuilders(t *testing.T) {
 	defer func() { cancel(); <-done }()
 	id := ""
 	eventually(t, "the step runs", func() bool {
-		out, err := theEngine.Docker(limit(t), "ps", "-q", "--no-trunc", "--filter", "ancestor="+lab.Image)
+		out, err := theEngine.Docker(limit(t), "ps", "-q", "--no-trunc")
 		for _, one := range strings.Fields(out) {
 			if cmd, _ := theEngine.Docker(limit(t), "inspect", one, "--format", "{{.Config.Cmd}}"); strings.Contains(cmd, "sleep 60") {
 				id = one

@@ -294,7 +294,7 @@ func newBedOn(t *testing.T, fake *fakeEngine, options ...bedOption) *bed {
 	}()
 	resources := engine.NewResources(engine.NewClient(b.engine.socket))
 	o := Options{
-		Engine: b.engine.socket, Owners: b.index, Ledger: b.index, Resources: resources, Catalog: resources, Census: resources, Names: resources, Legacy: b.index, Directory: people{}, Recorder: b.records,
+		Engine: b.engine.socket, Owners: b.index, Ledger: b.index, Resources: resources, Catalog: resources, Census: resources, Names: resources, Index: b.index, Directory: people{}, Recorder: b.records,
 		Peers: b.peers, Processes: b.peers, Switches: openSwitches, Log: zap.NewNop(), Now: time.Now,
 	}
 	for _, opt := range options {

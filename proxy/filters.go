@@ -81,8 +81,8 @@ func listContainers(x *exchange) (policy.Verdict, error) {
 	if err := x.setFilters(args); err != nil {
 		return policy.Verdict{}, err
 	}
-	if x.srv.Legacy.HasLegacy(x.subject.User) {
-		// Either of two labels may name the owner, and the Engine's filters know no
+	if !x.srv.Index.Filters(x.subject.User) {
+		// Labels do not tell, or either of two does, and the Engine's filters know no
 		// "or": the answer is filtered instead, and counted after that.
 		x.ownOnly = true
 		x.limit, _ = strconv.Atoi(x.query.Get("limit"))

@@ -80,6 +80,7 @@ func TestInterfacesAreSmall(t *testing.T) {
 	for name, methods := range map[string]int{
 		"Owners": numMethod[Owners](), "Ledger": numMethod[Ledger](), "Directory": numMethod[Directory](),
 		"Recorder": numMethod[Recorder](), "Peers": numMethod[Peers](), "Processes": numMethod[Processes](),
+		"Resources": numMethod[Resources](), "Catalog": numMethod[Catalog](), "Census": numMethod[Census](), "Index": numMethod[Index](), "Names": numMethod[Names](),
 	} {
 		if methods == 0 || methods > 3 {
 			t.Errorf("%s has %d methods", name, methods)

@@ -276,17 +276,14 @@ func answerContainers(x *exchange, up *upstream, resp *http.Response) error {
 	})
 }
 
-// ownListed reports whether a container of a list is the subject's, by its labels
-// or, where these do not say, by what the index knows.
+// ownListed reports whether a container of a list is the subject's, by what the
+// index knows or else by its labels.
 func (x *exchange) ownListed(one map[string]json.RawMessage) bool {
 	var c engine.Container
 	if errors.Join(json.Unmarshal(one["Id"], &c.ID), json.Unmarshal(one["Labels"], &c.Labels)) != nil {
 		return false
 	}
-	if owner := policy.OwnerOf(c.Labels); owner != "" {
-		return owner == x.subject.User
-	}
-	return x.own(x.r.Context(), c.ID)
+	return x.ownerOf(c.ID, c.Labels) == x.subject.User
 }
 
 func (x *exchange) showNetworks(up *upstream, resp *http.Response, v any, show func(v any, names map[string]string) error) error {

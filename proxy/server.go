@@ -64,9 +64,12 @@ type Census interface {
 	States(ctx context.Context, user string) (map[string]int, error)
 }
 
-// Legacy knows who has containers with the older owner label only.
-type Legacy interface {
-	HasLegacy(user string) bool
+// Index answers from memory what labels alone do not tell.
+type Index interface {
+	// Filters reports whether the Engine's label filters find a user's containers.
+	Filters(user string) bool
+	// OwnerOf returns the owner of a container that is known.
+	OwnerOf(id string) (owner string, known bool)
 }
 
 // Names knows the networks that the Engine has under another name than their
@@ -129,7 +132,7 @@ type Options struct {
 	Catalog   Catalog
 	Census    Census
 	Names     Names
-	Legacy    Legacy
+	Index     Index
 	Directory Directory
 	Recorder  Recorder
 	Peers     Peers

@@ -40,6 +40,14 @@ func (x *exchange) own(ctx context.Context, id string) bool {
 	return err == nil && obj.Owner == x.subject.User
 }
 
+// ownerOf is the owner of a container that has these labels; it may be gone by now.
+func (x *exchange) ownerOf(id string, labels map[string]string) string {
+	if owner, known := x.srv.Index.OwnerOf(id); known {
+		return owner
+	}
+	return policy.OwnerOf(labels)
+}
+
 // eventType is what the filter reads of an event.
 type eventType struct {
 	Type   string
@@ -119,8 +127,7 @@ func (x *exchange) showEvent(e *eventType, raw json.RawMessage) (json.RawMessage
 func (x *exchange) ownEvent(e *eventType) bool {
 	switch e.Type {
 	case "container":
-		// The event carries the container's labels; it may be gone by now.
-		return policy.OwnerOf(e.Actor.Attributes) == x.subject.User
+		return x.ownerOf(e.Actor.ID, e.Actor.Attributes) == x.subject.User
 	case "network", "volume":
 		if id := e.Actor.Attributes["container"]; id != "" {
 			return x.own(x.r.Context(), id)
@@ -168,8 +175,11 @@ func (x *exchange) ownItems(list json.RawMessage) (json.RawMessage, error) {
 	}
 	own := []json.RawMessage{}
 	for _, one := range all {
-		var c struct{ Labels map[string]string }
-		if json.Unmarshal(one, &c) == nil && policy.OwnerOf(c.Labels) == x.subject.User {
+		var c struct {
+			ID     string
+			Labels map[string]string
+		}
+		if json.Unmarshal(one, &c) == nil && x.ownerOf(c.ID, c.Labels) == x.subject.User {
 			own = append(own, one)
 		}
 	}

@@ -124,7 +124,7 @@ func newDaemon(c *config) (_ *daemon, err error) {
 	}
 	resources := engine.NewResources(client)
 	d.server, err = proxy.New(proxy.Options{
-		Engine: c.enginePath(), Owners: d.index, Ledger: d.index, Resources: resources, Catalog: resources, Census: resources, Names: resources, Legacy: d.index, Directory: d.directory,
+		Engine: c.enginePath(), Owners: d.index, Ledger: d.index, Resources: resources, Catalog: resources, Census: resources, Names: resources, Index: d.index, Directory: d.directory,
 		Recorder: audit.New(records, d.log.Named("audit"), d.metrics), Peers: peers, Processes: client,
 		Switches: proxy.Switches{
 			UnownedContainers: switchOf(c.UnownedContainers), UnownedResources: switchOf(c.UnownedResources),

@@ -156,6 +156,8 @@ type Container struct {
 	ID     string
 	Names  []string
 	Labels map[string]string
+	// Image is what the container was made of, as its maker called it.
+	Image string
 	// CgroupParent is only known where one container was asked for.
 	CgroupParent string `json:"-"`
 }
@@ -198,8 +200,11 @@ func (c *Client) EachContainer(ctx context.Context, f func(Container)) error {
 func (c *Client) Inspect(ctx context.Context, ref string) (Container, error) {
 	var one struct {
 		ID, Name   string
-		Config     struct{ Labels map[string]string }
 		HostConfig struct{ CgroupParent string }
+		Config     struct {
+			Image  string
+			Labels map[string]string
+		}
 	}
 	if err := c.getJSON(ctx, "/containers/"+url.PathEscape(ref)+"/json", &one); err != nil {
 		return Container{}, err
@@ -207,7 +212,7 @@ func (c *Client) Inspect(ctx context.Context, ref string) (Container, error) {
 	if one.ID == "" {
 		return Container{}, fmt.Errorf("inspect of container %q: the answer has no ID", ref)
 	}
-	return Container{ID: one.ID, Names: []string{one.Name}, Labels: one.Config.Labels, CgroupParent: one.HostConfig.CgroupParent}, nil
+	return Container{ID: one.ID, Names: []string{one.Name}, Labels: one.Config.Labels, Image: one.Config.Image, CgroupParent: one.HostConfig.CgroupParent}, nil
 }
 
 // FirstProcess asks for the pid of a container's first process, 0 where the

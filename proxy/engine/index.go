@@ -200,9 +200,8 @@ func (x *Index) containerFromInspect(ctx context.Context, ref string) (policy.Ob
 		return policy.Object{}, fmt.Errorf("resolve container %q: %w", ref, err)
 	}
 	e := entryOf(c)
-	if e.owner == "" && x.UserOfParent != nil {
-		e.owner = x.UserOfParent(c.CgroupParent)
-		e.legacy = e.owner != ""
+	if e.doubtful && x.UserOfParent != nil {
+		e = x.settled(e, c.CgroupParent)
 	}
 	obj := e.object(ref)
 	// Only the owner is remembered: a removal may have overtaken this answer, and
@@ -274,12 +273,23 @@ func (x *Index) AddContainer(c Container) {
 	}
 }
 
-// HasLegacy reports whether a user has containers whose owner only the older
-// label names.
-func (x *Index) HasLegacy(user string) bool {
+// Filters reports whether the Engine's label filters find a user's containers: not
+// where only the older label names the owner, or where a label lies.
+func (x *Index) Filters(user string) bool {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	return x.table.legacy[user] > 0
+	return x.table.legacy[user] == 0 && x.table.misled[user] == 0
+}
+
+// OwnerOf returns the owner of a container that the index has.
+func (x *Index) OwnerOf(id string) (owner string, known bool) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	e := x.table.byID[id]
+	if e == nil {
+		return "", false
+	}
+	return e.owner, true
 }
 
 // BeginChange says that a request is about to remove the container, or to rename
@@ -328,7 +338,7 @@ func without(changes []*change, c *change) []*change {
 	return out
 }
 
-// adopt finds out whose a container without an owner label is.
+// adopt finds out whose a doubtful container is.
 func (x *Index) adopt(ctx context.Context, id string) {
 	if x.UserOfParent == nil {
 		return
@@ -338,11 +348,21 @@ func (x *Index) adopt(ctx context.Context, id string) {
 		// Gone already, or the Engine is: either way nobody uses it now.
 		return
 	}
-	if user := x.UserOfParent(c.CgroupParent); user != "" {
-		x.mu.Lock()
-		defer x.mu.Unlock()
-		x.table.adopt(id, user)
+	e := x.settled(entryOf(c), c.CgroupParent)
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.table.adopt(e)
+}
+
+// settled returns the entry of a doubtful container with the owner that its
+// cgroup parent names: the proxy sets that, whatever a Dockerfile says.
+func (x *Index) settled(e *entry, cgroupParent string) *entry {
+	sure := *e
+	sure.doubtful = false
+	if user := x.UserOfParent(cgroupParent); user != "" && user != e.owner {
+		sure.owner, sure.legacy = user, true
 	}
+	return &sure
 }
 
 func (x *Index) countQuestion() {

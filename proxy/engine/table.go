@@ -18,6 +18,12 @@ type entry struct {
 	// legacy is true where something else than the owner label names the owner: the
 	// Engine's label filters do not find it.
 	legacy bool
+	// labelled is the owner that the labels name.
+	labelled string
+	// doubtful is true while the labels may not say whose it is: there are none, or
+	// it is made of an image's ID, as the Engine does for the steps of a build, whose
+	// labels are what the Dockerfile says.
+	doubtful bool
 	// changes are the renames and removals of this container that were sent to
 	// the Engine and whose event has not come yet. While there are any, the name
 	// is not believed.
@@ -43,8 +49,9 @@ type table struct {
 	byOwner map[string]map[string]*entry
 	// unsure counts, by name, the changes under way that it depends on.
 	unsure map[string]int
-	// legacy counts, by owner, the entries that are legacy.
-	legacy map[string]int
+	// legacy counts, by owner, the entries that are legacy; misled those whose labels
+	// name somebody who is not the owner, by who that is.
+	legacy, misled map[string]int
 }
 
 func newTable(size int) *table {
@@ -54,6 +61,7 @@ func newTable(size int) *table {
 		byOwner: make(map[string]map[string]*entry),
 		unsure:  make(map[string]int),
 		legacy:  make(map[string]int),
+		misled:  make(map[string]int),
 	}
 }
 
@@ -64,6 +72,8 @@ func entryOf(c Container) *entry {
 		name:      ownName(c.Names),
 		protected: policy.IsProtected(c.Labels),
 		legacy:    c.Labels[policy.LabelUser] == "" && c.Labels[policy.LabelLegacyUser] != "",
+		labelled:  policy.OwnerOf(c.Labels),
+		doubtful:  policy.OwnerOf(c.Labels) == "" || strings.HasPrefix(c.Image, "sha256:"),
 	}
 }
 
@@ -93,10 +103,19 @@ func (t *table) add(e *entry) *entry {
 	if e.name != "" {
 		t.byName[e.name] = e
 	}
-	if e.legacy {
-		t.legacy[e.owner]++
-	}
+	t.count(e, 1)
 	return e
+}
+
+// count keeps the counts of entries that the Engine's label filters do not find,
+// or find for the wrong user.
+func (t *table) count(e *entry, n int) {
+	if e.legacy {
+		t.legacy[e.owner] += n
+	}
+	if e.labelled != "" && e.labelled != e.owner {
+		t.misled[e.labelled] += n
+	}
 }
 
 // remove takes the entry with this ID out.
@@ -106,9 +125,7 @@ func (t *table) remove(id string) {
 		return
 	}
 	t.setChanges(e, nil)
-	if e.legacy {
-		t.legacy[e.owner]--
-	}
+	t.count(e, -1)
 	delete(t.byID, id)
 	if t.byName[e.name] == e {
 		delete(t.byName, e.name)
@@ -119,16 +136,15 @@ func (t *table) remove(id string) {
 	}
 }
 
-// adopt gives an entry without an owner one.
-func (t *table) adopt(id, owner string) {
-	old := t.byID[id]
-	if old == nil || old.owner != "" {
+// adopt puts e in the place of a doubtful entry.
+func (t *table) adopt(e *entry) {
+	old := t.byID[e.id]
+	if old == nil || !old.doubtful {
 		return
 	}
-	// Entries are read without the lock once they are found: a new one it is.
-	e := &entry{id: id, owner: owner, name: old.name, protected: old.protected, legacy: true, changes: nil}
 	changes := old.changes
-	t.remove(id)
+	e.name = old.name
+	t.remove(e.id)
 	t.add(e)
 	t.setChanges(e, changes)
 }

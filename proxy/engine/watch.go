@@ -163,12 +163,14 @@ func (x *Index) reload(ctx context.Context) (since int64, err error) {
 		// Created while the list was on its way, or removed since: an ID's owner
 		// never changes, so it may stay; a name may not.
 		e := fresh.byID[id]
-		if e != nil && e.owner == "" && old.owner != "" {
-			fresh.adopt(id, old.owner)
+		if e != nil && e.doubtful && !old.doubtful {
+			sure := *old
+			sure.changes = nil
+			fresh.adopt(&sure)
 			e = fresh.byID[id]
 		}
 		if e == nil && len(old.changes) > 0 {
-			e = fresh.add(&entry{id: old.id, owner: old.owner, protected: old.protected, legacy: old.legacy})
+			e = fresh.add(&entry{id: old.id, owner: old.owner, protected: old.protected, legacy: old.legacy, labelled: old.labelled, doubtful: old.doubtful})
 		}
 		if e != nil {
 			fresh.setChanges(e, old.changes)
@@ -176,8 +178,10 @@ func (x *Index) reload(ctx context.Context) (since int64, err error) {
 	}
 	x.table = fresh
 	var orphans []string
-	for id := range fresh.byOwner[""] {
-		orphans = append(orphans, id)
+	for id, e := range fresh.byID {
+		if e.doubtful {
+			orphans = append(orphans, id)
+		}
 	}
 	go func() {
 		for _, id := range orphans {
@@ -194,10 +198,40 @@ func (x *Index) reload(ctx context.Context) (since int64, err error) {
 	return since, nil
 }
 
+// made returns the entry of a container that an event says was created, or nil
+// where it is gone already.
+func (x *Index) made(ctx context.Context, ev event) *entry {
+	// The attributes of a container's event are its labels, and name and image.
+	c := Container{ID: ev.Actor.ID, Names: []string{ev.Actor.Attributes["name"]}, Labels: ev.Actor.Attributes, Image: ev.Actor.Attributes["image"]}
+	e := entryOf(c)
+	if !e.doubtful || x.UserOfParent == nil {
+		return e
+	}
+	ctx, cancel := context.WithTimeout(ctx, adoptTimeout)
+	defer cancel()
+	whole, err := x.client.Inspect(ctx, c.ID)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return nil
+	case err != nil:
+		return e
+	}
+	return x.settled(e, whole.CgroupParent)
+}
+
+// adoptTimeout bounds the question whose a container is while its event waits.
+const adoptTimeout = 2 * time.Second
+
 // apply brings one event into the table.
 func (x *Index) apply(ctx context.Context, ev event) {
 	if ev.Type != "container" {
 		return
+	}
+	var made *entry
+	if ev.Action == "create" {
+		if made = x.made(ctx, ev); made == nil {
+			return
+		}
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -206,11 +240,7 @@ func (x *Index) apply(ctx context.Context, ev event) {
 	switch ev.Action {
 	case "create":
 		if e == nil {
-			// The attributes of a container's event are its labels, and name and image.
-			added := x.table.add(entryOf(Container{ID: ev.Actor.ID, Names: []string{name}, Labels: ev.Actor.Attributes}))
-			if added.owner == "" {
-				go x.adopt(ctx, ev.Actor.ID)
-			}
+			x.table.add(made)
 		} else if e.name == "" && len(e.changes) == 0 {
 			x.table.rename(e, name)
 		}
