@@ -43,8 +43,9 @@ func build(x *exchange) (policy.Verdict, error) {
 	if v := policy.BuildContext(x.query.Get("remote"), x.srv.Switches.RemoteBuilds); !v.Allowed() {
 		return v, nil
 	}
-	if v, err := x.buildNetwork(); err != nil || !v.Allowed() {
-		return v, err
+	verdict, err := x.buildNetwork()
+	if err != nil || !verdict.Allowed() {
+		return verdict, err
 	}
 	var labels map[string]string
 	if text := x.query.Get("labels"); text != "" {
@@ -64,7 +65,10 @@ func build(x *exchange) (policy.Verdict, error) {
 	x.setQuery("cgroupparent", units.CgroupParent(st.CgroupDriver, x.subject.Group, x.subject.Slice))
 	x.one("version")
 	x.one("remote")
-	return policy.Verdict{Outcome: policy.Allow, Rule: "classic-build"}, nil
+	if verdict.Outcome == policy.Allow {
+		verdict.Rule = "classic-build"
+	}
+	return verdict, nil
 }
 
 // buildNetwork checks the network that the steps of a build are to join.

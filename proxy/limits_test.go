@@ -278,3 +278,32 @@ func TestEachConnectionHasItsOwnUpstream(t *testing.T) {
 		t.Errorf("two clients shared an upstream: %v", ups)
 	}
 }
+
+// TestEveryFailOpenIsRecorded asks for each thing without an owner that is let
+// through beside something else that is allowed anyway.
+func TestEveryFailOpenIsRecorded(t *testing.T) {
+	b := newBed(t)
+	b.engine.answer(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, "/volumes/create") {
+			w.WriteHeader(http.StatusCreated)
+			_, _ = io.WriteString(w, `{"Name":"v","Labels":null}`)
+			return
+		}
+		_, _ = io.WriteString(w, `{}`)
+	})
+	for _, c := range []struct{ target, body, cause string }{
+		{"/volumes/create", `{"Name":"v"}`, "unowned-volume"},
+		{"/networks/n/connect", `{"Container":"nobodys"}`, "unowned-container"},
+		{"/networks/n/disconnect", `{"Container":"nobodys"}`, "unowned-container"},
+		{"/build?networkmode=container:nobodys", "", "unowned-container"},
+		{"/commit?container=nobodys", "", "unowned-container"},
+		{"/containers/create", `{"Image":"i","HostConfig":{"VolumesFrom":["nobodys"]}}`, "unowned-container"},
+		{"/session", "", "buildkit"},
+	} {
+		got := b.do(t, post, c.target, c.body)
+		rec := b.records.last(t)
+		if got.status >= 400 || rec.FailOpen != c.cause || rec.Verdict != audit.VerdictFailOpen {
+			t.Errorf("%s: %d %.200s, recorded as %s, cause %q, want %q", c.target, got.status, got.body, rec.Verdict, rec.FailOpen, c.cause)
+		}
+	}
+}

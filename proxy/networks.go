@@ -131,7 +131,12 @@ func (x *exchange) endpoint(ref *string) (policy.Verdict, error) {
 	}
 	*ref = obj.ID
 	// Joining a network does not change it.
-	return x.pathNetwork(policy.Read)
+	joined, err := x.pathNetwork(policy.Read)
+	if err == nil && joined.Outcome == policy.Allow {
+		// The container may have been let through by a switch.
+		return v, nil
+	}
+	return joined, err
 }
 
 // maxNetworks is how many networks one create request may name.
@@ -242,11 +247,7 @@ func (x *exchange) ownEndpoints(network map[string]json.RawMessage) error {
 // answerContainer shows a container's networks by the names that their owner
 // gave them; with none that the Engine calls otherwise, the answer is passed on.
 func answerContainer(x *exchange, up *upstream, resp *http.Response) error {
-	return x.showNetworks(up, resp, new(map[string]json.RawMessage), func(v any, names map[string]string) error {
-		one, ok := v.(*map[string]json.RawMessage)
-		if !ok {
-			return nil
-		}
+	return showNetworks(x, up, resp, func(one *map[string]json.RawMessage, names map[string]string) error {
 		return showEndpoints(*one, names)
 	})
 }
@@ -254,11 +255,7 @@ func answerContainer(x *exchange, up *upstream, resp *http.Response) error {
 // answerContainers does the same for a list, and filters it by owner where the
 // Engine could not.
 func answerContainers(x *exchange, up *upstream, resp *http.Response) error {
-	return x.showNetworks(up, resp, new([]map[string]json.RawMessage), func(v any, names map[string]string) error {
-		list, ok := v.(*[]map[string]json.RawMessage)
-		if !ok {
-			return nil
-		}
+	return showNetworks(x, up, resp, func(list *[]map[string]json.RawMessage, names map[string]string) error {
 		own := []map[string]json.RawMessage{}
 		for _, one := range *list {
 			if x.ownOnly && !x.ownListed(one) {
@@ -286,7 +283,9 @@ func (x *exchange) ownListed(one map[string]json.RawMessage) bool {
 	return x.ownerOf(c.ID, c.Labels) == x.subject.User
 }
 
-func (x *exchange) showNetworks(up *upstream, resp *http.Response, v any, show func(v any, names map[string]string) error) error {
+// showNetworks reads the answer as a T and lets show change it, where there is
+// anything to change.
+func showNetworks[T any](x *exchange, up *upstream, resp *http.Response, show func(v *T, names map[string]string) error) error {
 	names, err := x.srv.Names.Renamed(x.r.Context(), x.subject.User)
 	if err != nil {
 		return err
@@ -294,13 +293,14 @@ func (x *exchange) showNetworks(up *upstream, resp *http.Response, v any, show f
 	if len(names) == 0 && !x.ownOnly {
 		return x.pass(up, resp)
 	}
-	if _, err := x.readAnswer(resp, v); err != nil {
+	var v T
+	if _, err := x.readAnswer(resp, &v); err != nil {
 		return err
 	}
-	if err := show(v, names); err != nil {
+	if err := show(&v, names); err != nil {
 		return err
 	}
-	return x.replyJSON(resp, v)
+	return x.replyJSON(resp, &v)
 }
 
 // showEndpoints renames the keys of NetworkSettings.Networks.

@@ -91,9 +91,14 @@ func answerVolume(x *exchange, _ *upstream, resp *http.Response) error {
 		return err
 	}
 	obj := policy.Object{Kind: "volume", ID: v.Name, Ref: v.Name, Owner: policy.OwnerOf(v.Labels), Protected: policy.IsProtected(v.Labels)}
-	if verdict := policy.AccessObject(x.subject, obj, policy.Read, x.srv.Switches.UnownedResources); !verdict.Allowed() {
+	verdict := policy.AccessObject(x.subject, obj, policy.Read, x.srv.Switches.UnownedResources)
+	if !verdict.Allowed() {
 		x.refuse(verdict)
 		return nil
+	}
+	if verdict.Outcome == policy.FailOpen {
+		x.verdict = verdict
+		x.decided()
 	}
 	return x.reply(resp, text)
 }
