@@ -43,7 +43,8 @@ unit: ## tests that need no Engine (root)
 	$(GO) test -race ./cmd/... ./policy/... ./proxy/... ./units/...
 
 integration: deps ## real clients before a real Engine (root)
-	$(GO) test -timeout 30m ./integration/...
+	# The tests build the daemon themselves, which Go's test cache does not see.
+	$(GO) test -count=1 -timeout 30m ./integration/...
 
 lint: ## gofmt, vet and staticcheck
 	@out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "gofmt would change:"; echo "$$out"; exit 1; }
