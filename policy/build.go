@@ -28,7 +28,7 @@ func CommitChanges(changes []string) Verdict {
 // Engine fetches a remote one with the host's own network.
 func BuildContext(remote string, sw Switch) Verdict {
 	switch {
-	case remote == "", remote == "client-session", sw == SwitchAllow:
+	case remote == "", remote == "client-session", remote == "upload-request", sw == SwitchAllow:
 		return allow("build-context")
 	}
 	return refuse("build-context", "Permission denied: building from a URL is not allowed here. Clone or download it, and build from the directory.")
@@ -53,4 +53,30 @@ func BuildKit(sw Switch) Verdict {
 		return failOpen("buildkit", "builds.buildkit is allow: the steps run outside of the user's slice")
 	}
 	return refuse("buildkit", "Permission denied: BuildKit is off on this server. Build with DOCKER_BUILDKIT=0 docker build …, or COMPOSE_DOCKER_CLI_BUILD=0 with docker-compose.")
+}
+
+// ImportSource decides about where an image is imported from.
+func ImportSource(src string, sw Switch) Verdict {
+	if src == "-" || sw == SwitchAllow {
+		return allow("import-source")
+	}
+	return refuse("import-source", "Permission denied: importing from a URL is not allowed here. Download it, and use docker import FILE.")
+}
+
+// BuildPull refuses a classic build that would pull the images it is built on anew,
+// whichever those are.
+func BuildPull(pull bool) Verdict {
+	if !pull {
+		return allow("build-pull")
+	}
+	return refuse("build-pull", "Permission denied: a build may not move tags that others use. Use docker pull for the image you build on, and build without --pull.")
+}
+
+// BuildID decides about an ID by which a client can cancel a build; owner is whose
+// build has it at this moment, or "".
+func BuildID(s *Subject, owner string) Verdict {
+	if owner != "" && owner != s.User {
+		return refuse("own-build", "Permission denied: this build belongs to "+owner)
+	}
+	return allow("own-build")
 }

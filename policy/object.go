@@ -111,6 +111,13 @@ func NewName(name string) Verdict {
 	return allow("container-name")
 }
 
+// NameTaken says that a container's name is in use by somebody else, in the words of
+// the Engine as far as they go.
+func NameTaken(name string) string {
+	return fmt.Sprintf("Conflict. The container name %q is already in use by a container that is not yours. Choose another name; with compose, another project name: -p NAME, or COMPOSE_PROJECT_NAME.",
+		"/"+strings.TrimPrefix(name, "/"))
+}
+
 func isHex(s string) bool {
 	for i := 0; i < len(s); i++ {
 		c := s[i]

@@ -26,6 +26,16 @@ func NewVolume(req *volume.CreateOptions) Verdict {
 	return allow("new-volume")
 }
 
+// TakenVolume adds to a refusal of another user's volume what to do about it, and in
+// which field of the request its name stands.
+func TakenVolume(v Verdict, field string) Verdict {
+	if field != "" {
+		v.Reason += " (" + field + ")"
+	}
+	v.Reason += ". Choose another name; with compose, another project name: -p NAME, or COMPOSE_PROJECT_NAME."
+	return v
+}
+
 // A VolumeReference is a place in a create request that names a volume.
 type VolumeReference struct {
 	// Field is the place as users know it, for messages.

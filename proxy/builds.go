@@ -28,21 +28,83 @@ func commitContainer(x *exchange) (policy.Verdict, error) {
 		return v, nil
 	}
 	obj, v, err := x.container(x.query.Get("container"), policy.Change)
-	if err == nil && v.Allowed() {
-		x.query.Set("container", obj.ID)
+	if err != nil || !v.Allowed() {
+		return v, err
 	}
-	return v, err
+	x.setQuery("container", obj.ID)
+	tags, err := x.commitTag()
+	if err != nil || !tags.Allowed() || v.Outcome != policy.FailOpen {
+		return tags, err
+	}
+	return v, nil
 }
 
 // build puts the steps of a classic build where the user's containers are, and
 // marks what comes of it. BuildKit ignores all of that.
 func build(x *exchange) (policy.Verdict, error) {
-	if x.query.Get("version") == "2" {
-		return buildKit(x)
-	}
+	x.one("version")
+	x.one("remote")
 	if v := policy.BuildContext(x.query.Get("remote"), x.srv.Switches.RemoteBuilds); !v.Allowed() {
 		return v, nil
 	}
+	if v := x.beginBuild(); !v.Allowed() {
+		return v, nil
+	}
+	kit := x.query.Get("version") == "2"
+	var exported []string
+	if kit {
+		if v, err := buildKit(x); err != nil || !v.Allowed() {
+			return v, err
+		}
+		var err error
+		if exported, err = x.exportedNames(); err != nil {
+			return policy.Verdict{}, err
+		}
+	} else if v := policy.BuildPull(isTrue(x.query.Get("pull"))); !v.Allowed() {
+		return v, nil
+	}
+	tags, err := x.buildTags(exported)
+	if err != nil || !tags.Allowed() {
+		return tags, err
+	}
+	if kit {
+		return buildKit(x)
+	}
+	v, err := x.classicBuild()
+	if v.Outcome == policy.Allow && tags.Outcome == policy.FailOpen {
+		v = tags
+	}
+	return v, err
+}
+
+// exportedNames reads the names that BuildKit's exporters are told to write.
+func (x *exchange) exportedNames() ([]string, error) {
+	x.one("outputs")
+	text := x.query.Get("outputs")
+	if text == "" {
+		return nil, nil
+	}
+	var outputs []struct {
+		Type  string
+		Attrs map[string]string
+	}
+	if err := json.Unmarshal([]byte(text), &outputs); err != nil {
+		return nil, badRequest("the outputs parameter cannot be read: %v", err)
+	}
+	var names []string
+	for _, out := range outputs {
+		names = append(names, strings.Split(out.Attrs["name"], ",")...)
+	}
+	rebuilt, err := json.Marshal(outputs)
+	if err != nil {
+		return nil, badRequest("the outputs parameter cannot be rebuilt: %v", err)
+	}
+	x.setQuery("outputs", string(rebuilt))
+	return names, nil
+}
+
+// classicBuild sets what a classic build must have.
+func (x *exchange) classicBuild() (policy.Verdict, error) {
 	verdict, err := x.buildNetwork()
 	if err != nil || !verdict.Allowed() {
 		return verdict, err
@@ -63,8 +125,6 @@ func build(x *exchange) (policy.Verdict, error) {
 	}
 	x.setQuery("labels", string(text))
 	x.setQuery("cgroupparent", units.CgroupParent(st.CgroupDriver, x.subject.Group, x.subject.Slice))
-	x.one("version")
-	x.one("remote")
 	if verdict.Outcome == policy.Allow {
 		verdict.Rule = "classic-build"
 	}
@@ -95,7 +155,6 @@ func (x *exchange) buildNetwork() (policy.Verdict, error) {
 // buildKit lets a build session through, or not: what happens inside it the proxy
 // does not see.
 func buildKit(x *exchange) (policy.Verdict, error) {
-	x.one("version")
 	return policy.BuildKit(x.srv.Switches.BuildKit), nil
 }
 

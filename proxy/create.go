@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 
 	"github.com/docker/docker/api/types/container"
 
@@ -62,7 +63,7 @@ func createContainer(x *exchange) (policy.Verdict, error) {
 	if v := policy.LabelSize(req.Labels); !v.Allowed() {
 		return v, nil
 	}
-	for _, step := range []func(*container.CreateRequest) (policy.Verdict, error){x.createNetworks, x.createVolumes} {
+	for _, step := range []func(*container.CreateRequest) (policy.Verdict, error){x.createImages, x.createNetworks, x.createVolumes} {
 		v, err := step(&req)
 		if err != nil || !v.Allowed() {
 			return v, err
@@ -111,4 +112,21 @@ func answerCreated(x *exchange, _ *upstream, resp *http.Response) error {
 			Labels: map[string]string{policy.LabelUser: x.subject.User},
 		})
 	})
+}
+
+// conflictOfNames answers for a name that another user's container has: whose it is
+// is nobody's business, that it is not the caller's is theirs.
+func conflictOfNames(x *exchange, _ *upstream, resp *http.Response) error {
+	var e struct{ Message string }
+	text, err := x.readAnswer(resp, &e)
+	if err != nil {
+		return err
+	}
+	for word := range strings.FieldsSeq(e.Message) {
+		id := strings.Trim(word, `".,`)
+		if owner, known := x.srv.Index.OwnerOf(id); known && owner != x.subject.User {
+			text = errorBody(policy.NameTaken(x.query.Get("name")))
+		}
+	}
+	return x.reply(resp, text)
 }

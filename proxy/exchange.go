@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"errors"
+	"io"
 	"net/http"
 	"net/url"
 	"runtime/debug"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/ds01/ds01-proxy/policy"
 	"github.com/ds01/ds01-proxy/proxy/audit"
+	"github.com/ds01/ds01-proxy/proxy/engine"
 )
 
 // An exchange is one request and its answer.
@@ -51,6 +53,12 @@ type exchange struct {
 	finish func(ok bool)
 	// release, if set, gives back a lock once the Engine has answered.
 	release func()
+	// ends are called when the exchange is over, the last one first.
+	ends []func()
+	// stream, where set, is forwarded in place of the client's body.
+	stream io.Reader
+	// images are all that the Engine has, where a guard asked for them.
+	images engine.ImageList
 
 	// forwarded is true once the Engine may have the request.
 	forwarded   bool
@@ -239,6 +247,9 @@ func (x *exchange) record() {
 		x.finish(x.forwarded)
 	}
 	x.letGo()
+	for i := len(x.ends) - 1; i >= 0; i-- {
+		x.ends[i]()
+	}
 	if x.buffered > 0 {
 		x.srv.buffered.give(x.subject.User, x.buffered)
 	}
@@ -270,6 +281,9 @@ func (x *exchange) answered(status int) {
 	}
 	x.letGo()
 }
+
+// atEnd has f called when the exchange is over.
+func (x *exchange) atEnd(f func()) { x.ends = append(x.ends, f) }
 
 func (x *exchange) letGo() {
 	if x.release != nil {

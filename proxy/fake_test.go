@@ -19,6 +19,7 @@ import (
 	"github.com/ds01/ds01-proxy/policy"
 	"github.com/ds01/ds01-proxy/proxy/audit"
 	"github.com/ds01/ds01-proxy/proxy/engine"
+	"github.com/ds01/ds01-proxy/proxy/images"
 	"github.com/ds01/ds01-proxy/proxy/peercred"
 )
 
@@ -293,14 +294,19 @@ func newBedOn(t *testing.T, fake *fakeEngine, options ...bedOption) *bed {
 		close(done)
 	}()
 	resources := engine.NewResources(engine.NewClient(b.engine.socket))
+	register, err := images.Open(filepath.Join(b.dir, "images.json"), time.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	store := engine.NewImages(engine.NewClient(b.engine.socket))
 	o := Options{
+		Images: store, Registry: store, Tags: register, Writings: register, Forgetter: register, ImageMode: policy.ImagesShared,
 		Engine: b.engine.socket, Owners: b.index, Ledger: b.index, Resources: resources, Catalog: resources, Census: resources, Names: resources, Index: b.index, Directory: people{}, Recorder: b.records,
 		Peers: b.peers, Processes: b.peers, Switches: openSwitches, Log: zap.NewNop(), Now: time.Now,
 	}
 	for _, opt := range options {
 		opt(&o)
 	}
-	var err error
 	if b.server, err = New(o); err != nil {
 		t.Fatal(err)
 	}

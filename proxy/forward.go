@@ -26,6 +26,8 @@ type outgoing struct {
 	// plain is true where the client's wishes for a form of the answer are not
 	// passed on.
 	plain bool
+	// conflict words the Engine's 409 anew; nil passes it on.
+	conflict answer
 	// unframed is true where the client's framing headers are passed on and the
 	// bytes after them belong to the tunnel.
 	unframed bool
@@ -37,10 +39,12 @@ func (x *exchange) outgoing() *outgoing {
 	if len(x.query) > 0 {
 		u.RawQuery = x.query.Encode()
 	}
-	out := &outgoing{target: u.RequestURI(), header: x.r.Header, upgrade: x.row.tunnel}
+	out := &outgoing{target: u.RequestURI(), header: x.r.Header, upgrade: x.row.tunnel, conflict: x.row.conflict}
 	// The proxy reads the answer and knows one form of it.
 	out.plain = x.row.answer != nil
 	switch {
+	case x.stream != nil:
+		out.body, out.length = x.stream, -1
 	case x.rebuilt:
 		out.body, out.length = bytes.NewReader(x.body), int64(len(x.body))
 	case x.row.body == bodyStream:
@@ -121,7 +125,10 @@ func (x *exchange) forward(out *outgoing, answer answer) error {
 	if err != nil {
 		if sending != nil {
 			up.Close()
-			<-sending
+			var refused *refusedBody
+			if errors.As(<-sending, &refused) {
+				return x.refuseBody(refused)
+			}
 		}
 		if x.conn.isGone() {
 			return errClientGone
@@ -156,9 +163,12 @@ func (x *exchange) forward(out *outgoing, answer answer) error {
 		// The bytes that were meant for a tunnel are nobody's now.
 		x.w.Header().Set("Connection", "close")
 	}
-	if answer == nil || resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusCreated {
+	switch {
+	case resp.StatusCode == http.StatusConflict && out.conflict != nil:
+		err = out.conflict(x, up, resp)
+	case answer == nil || resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusCreated:
 		err = x.pass(up, resp)
-	} else {
+	default:
 		err = answer(x, up, resp)
 	}
 	if err != nil {

@@ -16,10 +16,11 @@ const module = "github.com/ds01/ds01-proxy/"
 // mayImport says which of our packages each of our packages may import: one way,
 // from cmd to policy.
 var mayImport = map[string][]string{
-	"cmd/ds01-proxy":  {"proxy", "proxy/audit", "proxy/engine", "proxy/peercred", "proxy/users", "policy", "units"},
-	"proxy":           {"proxy/audit", "proxy/engine", "proxy/peercred", "policy", "units"},
+	"cmd/ds01-proxy":  {"proxy", "proxy/audit", "proxy/engine", "proxy/images", "proxy/peercred", "proxy/users", "policy", "units"},
+	"proxy":           {"proxy/audit", "proxy/engine", "proxy/images", "proxy/peercred", "policy", "units"},
 	"proxy/audit":     {},
 	"proxy/engine":    {"policy"},
+	"proxy/images":    {},
 	"proxy/peercred":  {},
 	"proxy/users":     {"policy", "units"},
 	"units":           {},
@@ -81,6 +82,7 @@ func TestInterfacesAreSmall(t *testing.T) {
 		"Owners": numMethod[Owners](), "Ledger": numMethod[Ledger](), "Directory": numMethod[Directory](),
 		"Recorder": numMethod[Recorder](), "Peers": numMethod[Peers](), "Processes": numMethod[Processes](),
 		"Resources": numMethod[Resources](), "Catalog": numMethod[Catalog](), "Census": numMethod[Census](), "Index": numMethod[Index](), "Names": numMethod[Names](),
+		"Images": numMethod[Images](), "Registry": numMethod[Registry](), "Tags": numMethod[Tags](), "Writings": numMethod[Writings](), "Forgetter": numMethod[Forgetter](),
 	} {
 		if methods == 0 || methods > 3 {
 			t.Errorf("%s has %d methods", name, methods)

@@ -13,7 +13,9 @@ type route struct {
 	guard guard
 	// answer filters the Engine's 200; nil passes it on.
 	answer answer
-	body   bodyKind
+	// conflict words the Engine's 409 anew; nil passes it on.
+	conflict answer
+	body     bodyKind
 	// tunnel is true where the Engine may take the connection over.
 	tunnel bool
 	// stamp rebuilds the body with nothing but the owner's marks in it, for a
@@ -51,7 +53,7 @@ func table() []route {
 
 		// Containers.
 		{method: get, path: "/containers/json", guard: listContainers, answer: answerContainers},
-		{method: post, path: "/containers/create", guard: createContainer, answer: answerCreated, body: bodyJSON, stamp: stampContainer},
+		{method: post, path: "/containers/create", guard: createContainer, answer: answerCreated, conflict: conflictOfNames, body: bodyJSON, stamp: stampContainer},
 		{method: post, path: "/containers/prune", guard: filterOwn},
 		{method: get, path: "/containers/{ref:.*}/json", guard: readContainer, answer: answerContainer},
 		{method: get, path: "/containers/{ref:.*}/top", guard: readContainer},
@@ -71,7 +73,7 @@ func table() []route {
 		{method: post, path: "/containers/{ref:.*}/start", guard: startContainer, body: bodyJSON},
 		{method: post, path: "/containers/{ref:.*}/restart", guard: startContainer, body: bodyJSON},
 		{method: post, path: "/containers/{ref:.*}/resize", guard: changeContainer},
-		{method: post, path: "/containers/{ref:.*}/rename", guard: renameContainer},
+		{method: post, path: "/containers/{ref:.*}/rename", guard: renameContainer, conflict: conflictOfNames},
 		{method: post, path: "/containers/{ref:.*}/update", guard: updateContainer, body: bodyJSON},
 		{method: post, path: "/containers/{ref:.*}/attach", guard: changeContainer, tunnel: true},
 		{method: post, path: "/containers/{ref:.*}/exec", guard: createExec, answer: answerExecCreated, body: bodyJSON},
@@ -93,21 +95,21 @@ func table() []route {
 		{method: post, path: "/commit", guard: commitContainer, body: bodyJSON},
 		{method: post, path: "/build", guard: build, body: bodyStream},
 		{method: post, path: "/build/prune", guard: pruneBuildCache},
-		{method: post, path: "/build/cancel", guard: open},
+		{method: post, path: "/build/cancel", guard: cancelBuild},
 		{method: post, path: "/session", guard: buildKit, tunnel: true},
 		{method: post, path: "/grpc", guard: buildKit, tunnel: true},
-		{method: get, path: "/images/json", guard: open},
+		{method: get, path: "/images/json", guard: open, answer: answerImages},
 		{method: get, path: "/images/search", guard: open},
-		{method: get, path: "/images/get", guard: open},
-		{method: get, path: "/images/{name:.*}/get", guard: open},
-		{method: get, path: "/images/{name:.*}/history", guard: open},
-		{method: get, path: "/images/{name:.*}/json", guard: open},
-		{method: post, path: "/images/create", guard: open, body: bodyStream},
-		{method: post, path: "/images/load", guard: open, body: bodyStream},
-		{method: post, path: "/images/prune", guard: filterOwn},
-		{method: post, path: "/images/{name:.*}/push", guard: open, body: bodyChecked},
-		{method: post, path: "/images/{name:.*}/tag", guard: open},
-		{method: del, path: "/images/{name:.*}", guard: open},
+		{method: get, path: "/images/get", guard: saveImages},
+		{method: get, path: "/images/{name:.*}/get", guard: saveImage},
+		{method: get, path: "/images/{name:.*}/history", guard: readImage},
+		{method: get, path: "/images/{name:.*}/json", guard: readImage, answer: answerImage},
+		{method: post, path: "/images/create", guard: createImage, answer: answerImported, body: bodyStream},
+		{method: post, path: "/images/load", guard: loadImages, answer: answerLoaded, body: bodyStream},
+		{method: post, path: "/images/prune", guard: pruneImages},
+		{method: post, path: "/images/{name:.*}/push", guard: pushImage, body: bodyChecked},
+		{method: post, path: "/images/{name:.*}/tag", guard: tagImage},
+		{method: del, path: "/images/{name:.*}", guard: removeImage},
 		{method: get, path: "/distribution/{name:.*}/json", guard: open},
 
 		// Networks and volumes.

@@ -16,6 +16,7 @@ import (
 	"github.com/ds01/ds01-proxy/policy"
 	"github.com/ds01/ds01-proxy/proxy/audit"
 	"github.com/ds01/ds01-proxy/proxy/engine"
+	"github.com/ds01/ds01-proxy/proxy/images"
 	"github.com/ds01/ds01-proxy/proxy/peercred"
 )
 
@@ -81,6 +82,45 @@ type Names interface {
 	AddNetwork(user, name, shown string)
 }
 
+// Images is what the Engine knows about images.
+type Images interface {
+	All(ctx context.Context) (engine.ImageList, error)
+	// Containers lists those that stand on an image.
+	Containers(ctx context.Context, imageID string) ([]engine.Container, error)
+	// Explain returns the Engine's words for an image that it does not have.
+	Explain(ctx context.Context, ref string) error
+}
+
+// Registry asks registries, with a client's credentials, and removes what a prune
+// found.
+type Registry interface {
+	// Digest returns what a name stands for.
+	Digest(ctx context.Context, name, auth string) (string, error)
+	// Remove removes an image that no container uses.
+	Remove(ctx context.Context, ref string, noprune bool) ([]engine.Removed, error)
+}
+
+// Tags says who wrote the names of images.
+type Tags interface {
+	// Begin reserves tags; holder says who has one of them reserved.
+	Begin(user string, tags []string) (end func(), holder string)
+	Writer(tag string) (w images.Writer, known bool)
+	// Builders returns who brought an image.
+	Builders(imageID string) []string
+}
+
+// Writings remembers who wrote the names of images, over restarts.
+type Writings interface {
+	Wrote(user string, pulled bool, tags []string) error
+	Built(user, imageID string) error
+}
+
+// Forgetter forgets what is not there any more.
+type Forgetter interface {
+	Forget(tags []string) error
+	Keep(exists func(tagOrID string) bool) error
+}
+
 // Directory says who users are. Answers come from memory or a cache.
 type Directory interface {
 	// ByUID returns the subject of a uid that is served.
@@ -133,12 +173,19 @@ type Options struct {
 	Census    Census
 	Names     Names
 	Index     Index
+	Images    Images
+	Registry  Registry
+	Tags      Tags
+	Writings  Writings
+	Forgetter Forgetter
 	Directory Directory
 	Recorder  Recorder
 	Peers     Peers
 	Processes Processes
 	Switches  Switches
 	Networks  policy.NetworkRules
+	// ImageMode says who sees what a user built.
+	ImageMode policy.Visibility
 	Log       *zap.Logger
 	// Now is the clock.
 	Now func() time.Time
@@ -151,6 +198,7 @@ type Server struct {
 	routes     *router
 	hangups    *hangups
 	volumes    volumeLocks
+	builds     buildIDs
 	// conns counts connections by user, open the descriptors of all, buffered the
 	// bytes of bodies by user.
 	conns, open, buffered *tally

@@ -135,9 +135,7 @@ func (x *exchange) ownEvent(e *eventType) bool {
 		owner, known := x.srv.Catalog.Owner(x.r.Context(), e.Type, e.Actor.ID, e.Action == "destroy" || e.Action == "remove")
 		return known && owner == x.subject.User
 	case "image":
-		// Images are shared, and those that others built carry their label.
-		owner := policy.OwnerOf(e.Actor.Attributes)
-		return owner == "" || owner == x.subject.User
+		return x.ownImageEvent(e)
 	}
 	return false
 }
@@ -156,6 +154,11 @@ func answerDiskUsage(x *exchange, _ *upstream, resp *http.Response) error {
 		}
 		if own != nil {
 			usage[key] = own
+		}
+	}
+	if !x.imagesShared() && usage["Images"] != nil {
+		if err := x.ownDiskImages(usage); err != nil {
+			return err
 		}
 	}
 	for key, nothing := range map[string]string{"BuildCache": "[]", "BuilderSize": "0"} {
@@ -211,6 +214,13 @@ func answerInfo(x *exchange, _ *upstream, resp *http.Response) error {
 	set("ContainersPaused", states["paused"])
 	set("ContainersStopped", total-states["running"]-states["paused"])
 	set("Labels", []string{})
+	if !x.imagesShared() {
+		n, err := x.countImages()
+		if err != nil {
+			return err
+		}
+		set("Images", n)
+	}
 	set("Swarm", map[string]any{
 		"NodeID": "", "NodeAddr": "", "LocalNodeState": "inactive", "ControlAvailable": false, "Error": "", "RemoteManagers": nil,
 	})

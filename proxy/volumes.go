@@ -93,7 +93,7 @@ func answerVolume(x *exchange, _ *upstream, resp *http.Response) error {
 	obj := policy.Object{Kind: "volume", ID: v.Name, Ref: v.Name, Owner: policy.OwnerOf(v.Labels), Protected: policy.IsProtected(v.Labels)}
 	verdict := policy.AccessObject(x.subject, obj, policy.Read, x.srv.Switches.UnownedResources)
 	if !verdict.Allowed() {
-		x.refuse(verdict)
+		x.refuse(policy.TakenVolume(verdict, ""))
 		return nil
 	}
 	if verdict.Outcome == policy.FailOpen {
@@ -131,8 +131,7 @@ func (x *exchange) createVolumes(req *container.CreateRequest) (policy.Verdict, 
 		x.touch(obj.ID)
 		v := policy.AccessObject(x.subject, obj, policy.Read, x.srv.Switches.UnownedResources)
 		if !v.Allowed() {
-			v.Reason += " (" + ref.Field + ")"
-			return v, nil
+			return policy.TakenVolume(v, ref.Field), nil
 		}
 		if v.Outcome == policy.FailOpen {
 			verdict = v

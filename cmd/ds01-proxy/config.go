@@ -43,6 +43,7 @@ type config struct {
 	Preset            string            `yaml:"preset"`
 	UnownedContainers string            `yaml:"unowned_containers"`
 	UnownedResources  string            `yaml:"unowned_resources"`
+	Images            string            `yaml:"images"`
 	UnknownRoutes     string            `yaml:"unknown_routes"`
 	Networks          networksConfig    `yaml:"networks"`
 	Builds            buildsConfig      `yaml:"builds"`
@@ -241,6 +242,9 @@ func (c *config) validate(root *yaml.Node) problems {
 	if c.Networks.MaxPerUser < 0 {
 		say([]string{"networks", "max_per_user"}, "%d is below 0; 0 means no limit", c.Networks.MaxPerUser)
 	}
+	if c.Images != "shared" && c.Images != "private" {
+		say([]string{"images"}, "%q is neither shared nor private", c.Images)
+	}
 	if c.Preset != "compatible" && c.Preset != "strict" {
 		say([]string{"preset"}, "%q is neither compatible nor strict", c.Preset)
 	}
@@ -277,6 +281,14 @@ func (c *config) refresh() time.Duration {
 
 // switchOf and modeOf read values that were validated; what is not valid denies
 // and enforces.
+// visibilityOf is who sees the images that a user built; anything but shared hides.
+func visibilityOf(s string) policy.Visibility {
+	if s == "shared" {
+		return policy.ImagesShared
+	}
+	return policy.ImagesPrivate
+}
+
 func switchOf(s string) policy.Switch {
 	v, err := policy.ParseSwitch(s)
 	if err != nil {

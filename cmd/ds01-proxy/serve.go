@@ -24,6 +24,7 @@ import (
 	"github.com/ds01/ds01-proxy/proxy"
 	"github.com/ds01/ds01-proxy/proxy/audit"
 	"github.com/ds01/ds01-proxy/proxy/engine"
+	"github.com/ds01/ds01-proxy/proxy/images"
 	"github.com/ds01/ds01-proxy/proxy/peercred"
 	"github.com/ds01/ds01-proxy/proxy/users"
 	"github.com/ds01/ds01-proxy/units"
@@ -122,9 +123,14 @@ func newDaemon(c *config) (_ *daemon, err error) {
 	if err != nil {
 		return nil, err
 	}
-	resources := engine.NewResources(client)
+	register, err := images.Open(filepath.Join(c.StateDir, "images.json"), time.Now)
+	if err != nil {
+		return nil, err
+	}
+	resources, store := engine.NewResources(client), engine.NewImages(client)
 	d.server, err = proxy.New(proxy.Options{
 		Engine: c.enginePath(), Owners: d.index, Ledger: d.index, Resources: resources, Catalog: resources, Census: resources, Names: resources, Index: d.index, Directory: d.directory,
+		Images: store, Registry: store, Tags: register, Writings: register, Forgetter: register, ImageMode: visibilityOf(c.Images),
 		Recorder: audit.New(records, d.log.Named("audit"), d.metrics), Peers: peers, Processes: client,
 		Switches: proxy.Switches{
 			UnownedContainers: switchOf(c.UnownedContainers), UnownedResources: switchOf(c.UnownedResources),
@@ -176,7 +182,10 @@ func (d *daemon) run(ctx context.Context) error {
 		}
 	}
 	if switchOf(d.config.Builds.BuildKit) == policy.SwitchAllow {
-		d.log.Warn("builds.buildkit is allow: the steps of BuildKit builds run outside of the users' slices; deny makes clients use the classic builder")
+		d.log.Warn("builds.buildkit is allow: the steps of BuildKit builds run outside of the users' slices, and its sessions write any tag; deny makes clients use the classic builder")
+		if visibilityOf(d.config.Images) == policy.ImagesPrivate {
+			d.log.Warn("images is private and builds.buildkit is allow: what BuildKit builds is shared all the same; set builds.buildkit to deny")
+		}
 	}
 	rows, err := userRows(d.directory, d.config.RunDir)
 	if err != nil {

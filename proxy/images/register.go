@@ -1,0 +1,256 @@
+// Package images remembers who wrote the names of images, and who brought an
+// image that has none: the Engine knows neither.
+package images
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+)
+
+// A Writer is who wrote a tag.
+type Writer struct {
+	User string `json:"user"`
+	// Pulled is true where the tag came from a registry, so that whoever pulls it
+	// gets the same.
+	Pulled bool `json:"pulled,omitempty"`
+	// Since is when it was written, or was about to be.
+	Since time.Time `json:"since"`
+}
+
+// state is the file's form.
+type state struct {
+	Version int `json:"version"`
+	// Tags are writers by name with tag, in the short form that clients show.
+	Tags map[string]Writer `json:"tags"`
+	// Images are those who loaded or imported an image, by its ID.
+	Images map[string][]string `json:"images"`
+}
+
+// version of the file's form.
+const version = 1
+
+// A Register remembers writers in a file. All methods may be called concurrently.
+type Register struct {
+	path string
+	now  func() time.Time
+
+	mu    sync.Mutex
+	state state
+	// busy are the tags that somebody is writing or removing at this moment.
+	busy map[string]*hold
+	// saving is held while the file is written, which is done without mu; changed
+	// counts changes, saved is the count that the file has.
+	saving         sync.Mutex
+	changed, saved uint64
+}
+
+// A hold is one user's reservation of a tag, by any number of requests.
+type hold struct {
+	user  string
+	count int
+}
+
+// Open reads the register in path, which need not exist yet.
+func Open(path string, now func() time.Time) (*Register, error) {
+	r := &Register{path: path, now: now, busy: make(map[string]*hold),
+		state: state{Version: version, Tags: make(map[string]Writer), Images: make(map[string][]string)}}
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return r, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("image register: %w", err)
+	}
+	if err := json.Unmarshal(text, &r.state); err != nil {
+		return nil, fmt.Errorf("image register %s cannot be read: %w; mend it, or move it away and lose who wrote which tag", path, err)
+	}
+	if r.state.Version != version {
+		return nil, fmt.Errorf("image register %s has the version %d and this daemon knows %d; move it away and lose who wrote which tag", path, r.state.Version, version)
+	}
+	if r.state.Tags == nil {
+		r.state.Tags = make(map[string]Writer)
+	}
+	if r.state.Images == nil {
+		r.state.Images = make(map[string][]string)
+	}
+	return r, nil
+}
+
+// Begin reserves tags for a user who is about to write or remove them. Where
+// somebody else has one of them reserved, holder says who, and nothing is
+// reserved. The function returned gives them back.
+func (r *Register) Begin(user string, tags []string) (end func(), holder string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, tag := range tags {
+		if h := r.busy[tag]; h != nil && h.user != user {
+			return func() {}, h.user
+		}
+	}
+	for _, tag := range tags {
+		if h := r.busy[tag]; h != nil {
+			h.count++
+		} else {
+			r.busy[tag] = &hold{user: user, count: 1}
+		}
+	}
+	return func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		for _, tag := range tags {
+			if h := r.busy[tag]; h != nil {
+				if h.count--; h.count == 0 {
+					delete(r.busy, tag)
+				}
+			}
+		}
+	}, ""
+}
+
+// Writer returns who wrote a tag.
+func (r *Register) Writer(tag string) (w Writer, known bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	w, known = r.state.Tags[tag]
+	return w, known
+}
+
+// Builders returns who brought an image, by its ID.
+func (r *Register) Builders(id string) []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.state.Images[id]
+}
+
+// Wrote remembers that user wrote tags. It returns when the file has it.
+func (r *Register) Wrote(user string, pulled bool, tags []string) error {
+	return r.change(func() bool {
+		changed := false
+		for _, tag := range tags {
+			old, known := r.state.Tags[tag]
+			if !known || old.User != user || old.Pulled != pulled {
+				r.state.Tags[tag] = Writer{User: user, Pulled: pulled, Since: r.now().UTC()}
+				changed = true
+			}
+		}
+		return changed
+	})
+}
+
+// Built remembers that user brought an image.
+func (r *Register) Built(user, id string) error {
+	return r.change(func() bool {
+		if slices.Contains(r.state.Images[id], user) {
+			return false
+		}
+		// What was given out is not changed.
+		r.state.Images[id] = append(slices.Clone(r.state.Images[id]), user)
+		return true
+	})
+}
+
+// grace is how long a tag that does not exist keeps its writer: it may be about
+// to be written.
+const grace = time.Hour
+
+// Keep forgets what does not exist any more.
+func (r *Register) Keep(exists func(tagOrID string) bool) error {
+	return r.change(func() bool {
+		changed := false
+		for tag, w := range r.state.Tags {
+			if r.busy[tag] == nil && r.now().Sub(w.Since) > grace && !exists(tag) {
+				delete(r.state.Tags, tag)
+				changed = true
+			}
+		}
+		for id := range r.state.Images {
+			if !exists(id) {
+				delete(r.state.Images, id)
+				changed = true
+			}
+		}
+		return changed
+	})
+}
+
+// Forget forgets the writers of tags that were removed.
+func (r *Register) Forget(tags []string) error {
+	return r.change(func() bool {
+		changed := false
+		for _, tag := range tags {
+			if _, known := r.state.Tags[tag]; known {
+				delete(r.state.Tags, tag)
+				changed = true
+			}
+		}
+		return changed
+	})
+}
+
+// change applies f and saves, where f says that it changed something.
+func (r *Register) change(f func() bool) error {
+	r.mu.Lock()
+	if !f() {
+		r.mu.Unlock()
+		return nil
+	}
+	r.changed++
+	mine := r.changed
+	r.mu.Unlock()
+
+	r.saving.Lock()
+	defer r.saving.Unlock()
+	r.mu.Lock()
+	if r.saved >= mine {
+		// Somebody who came later has saved this too.
+		r.mu.Unlock()
+		return nil
+	}
+	now := r.changed
+	text, err := json.Marshal(&r.state)
+	r.mu.Unlock()
+	if err == nil {
+		err = replace(r.path, text)
+	}
+	if err != nil {
+		return fmt.Errorf("image register: %w", err)
+	}
+	r.mu.Lock()
+	r.saved = now
+	r.mu.Unlock()
+	return nil
+}
+
+// replace writes a file so that there is always a whole one, over a crash too.
+func replace(path string, text []byte) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), ".register-*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(f.Name()))
+		}
+	}()
+	if _, err = f.Write(append(text, '\n')); err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if err = os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}

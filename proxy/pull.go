@@ -1,0 +1,119 @@
+package proxy
+
+import (
+	"context"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/distribution/reference"
+
+	"github.com/ds01/ds01-proxy/policy"
+)
+
+// pull decides about tags that a registry's content is to get.
+func (x *exchange) pull(ctx context.Context) (policy.Verdict, error) {
+	name := strings.TrimSuffix(x.query.Get("fromImage"), ":")
+	named, err := reference.ParseNormalizedNamed(name)
+	if err != nil {
+		return policy.Verdict{}, badRequest("invalid reference format: %v", err)
+	}
+	if tag := x.query.Get("tag"); strings.Contains(tag, ":") {
+		// A digest, which no tag can be.
+		if named, err = reference.ParseNormalizedNamed(reference.TrimNamed(named).String() + "@" + tag); err != nil {
+			return policy.Verdict{}, badRequest("invalid digest %q: %v", tag, err)
+		}
+	} else if tag != "" {
+		if named, err = reference.WithTag(reference.TrimNamed(named), tag); err != nil {
+			return policy.Verdict{}, badRequest("invalid tag %q: %v", tag, err)
+		}
+	}
+	platform := x.query.Get("platform")
+	x.query = url.Values{"fromImage": {reference.TrimNamed(named).String()}}
+	if platform != "" {
+		x.setQuery("platform", platform)
+	}
+	switch ref := named.(type) {
+	case reference.Digested:
+		// A digest says what comes; no tag is written.
+		x.setQuery("tag", ref.Digest().String())
+		return policy.Pass(), nil
+	case reference.Tagged:
+		x.setQuery("tag", ref.Tag())
+		return x.pullTag(ctx, reference.FamiliarString(named), platform)
+	}
+	return x.pullAll(reference.FamiliarName(named))
+}
+
+// pullTag lets a pull through unless it would move a tag under others' feet. Where
+// they stand on what the registry has anyway, it goes on by digest, whatever the
+// registry may say next.
+func (x *exchange) pullTag(ctx context.Context, tag, platform string) (policy.Verdict, error) {
+	v, err := x.claimTags(policy.PullTag, []string{tag})
+	if err != nil || v.Rule == "tag-busy" || v.Rule == "image-name" {
+		return v, err
+	}
+	img := x.images.Tagged(tag)
+	if v.Allowed() {
+		if _, known := x.srv.Tags.Writer(tag); img == nil || !known {
+			err = x.srv.Writings.Wrote(x.subject.User, true, []string{tag})
+		}
+		return v, err
+	}
+	repo, _ := splitTag(tag)
+	var digests []string
+	for _, d := range img.RepoDigests {
+		if digest, ok := strings.CutPrefix(d, repo+"@"); ok {
+			digests = append(digests, digest)
+		}
+	}
+	if len(digests) == 0 || platform != "" {
+		return v, nil
+	}
+	there, err := x.srv.Registry.Digest(ctx, x.query.Get("fromImage")+":"+x.query.Get("tag"), x.r.Header.Get("X-Registry-Auth"))
+	if err != nil {
+		return policy.Verdict{}, err
+	}
+	if !slices.Contains(digests, there) {
+		return policy.MovedTag(v, tag, there), nil
+	}
+	x.setQuery("tag", there)
+	return policy.Verdict{Outcome: policy.Allow, Rule: "pull-unmoved"}, nil
+}
+
+// pullAll decides about a pull of all tags of a repository: the Engine may move any
+// that it has.
+func (x *exchange) pullAll(repo string) (policy.Verdict, error) {
+	if v := policy.ImageName(repo + ":latest"); !v.Allowed() {
+		return v, nil
+	}
+	all, err := x.allImages()
+	if err != nil {
+		return policy.Verdict{}, err
+	}
+	var tags []string
+	for i := range all {
+		for _, tag := range all[i].RepoTags {
+			if r, _ := splitTag(tag); r == repo {
+				tags = append(tags, tag)
+			}
+		}
+	}
+	return x.claimTags(policy.PullTag, tags)
+}
+
+// createImage pulls, or imports an archive of files as an image.
+func createImage(x *exchange) (policy.Verdict, error) {
+	x.one("fromImage")
+	if x.query.Get("fromImage") != "" {
+		return x.pull(x.r.Context())
+	}
+	if v := policy.ImportSource(x.query.Get("fromSrc"), x.srv.Switches.RemoteBuilds); !v.Allowed() {
+		return v, nil
+	}
+	if v := policy.CommitChanges(x.query["changes"]); !v.Allowed() {
+		return v, nil
+	}
+	x.one("fromSrc")
+	return x.commitTag()
+}
