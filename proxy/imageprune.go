@@ -132,12 +132,15 @@ func (p *imagePrune) remove(img *engine.Image, all engine.ImageList) error {
 	if holder != "" {
 		return nil
 	}
-	names := img.RepoTags
-	if len(names) == 0 {
-		names = []string{img.ID}
+	names := []string{img.ID}
+	if len(img.RepoTags) > 0 {
+		names = nil
+		for _, tag := range img.RepoTags {
+			names = append(names, engineName(tag))
+		}
 	}
 	for _, name := range names {
-		done, err := x.srv.Registry.Remove(x.r.Context(), engineName(name), x.othersBelow(img.ID, all))
+		done, err := x.srv.Registry.Remove(x.r.Context(), name, x.othersBelow(img.ID, all))
 		var status *engine.StatusError
 		if errors.As(err, &status) && (status.Status == http.StatusConflict || status.Status == http.StatusNotFound) {
 			// In use, or gone by now.

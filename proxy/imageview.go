@@ -178,7 +178,11 @@ func (x *exchange) ownImages(list []json.RawMessage) ([]json.RawMessage, error) 
 	own := []json.RawMessage{}
 	for _, one := range list {
 		var fields map[string]json.RawMessage
-		var img engine.Image
+		// List and inspect agree on these two.
+		var img struct {
+			ID       string `json:"Id"`
+			RepoTags []string
+		}
 		if err := json.Unmarshal(one, &img); err != nil {
 			return nil, err
 		}

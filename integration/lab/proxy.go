@@ -156,6 +156,17 @@ func (p *Proxy) Stop() error {
 	return p.err
 }
 
+// Kill ends the proxy without giving it the time to do anything.
+func (p *Proxy) Kill() error {
+	if err := p.cmd.Process.Kill(); err != nil {
+		return err
+	}
+	<-p.ended
+	p.ended = nil
+	// Sockets that nobody listens on would look like a proxy that is ready.
+	return os.RemoveAll(filepath.Join(p.Dir, "run"))
+}
+
 // Command prepares a program to be run as a person with DOCKER_HOST set to
 // their socket.
 func (p *Proxy) Command(ctx context.Context, who Person, name string, args ...string) *exec.Cmd {
