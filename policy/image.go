@@ -50,6 +50,17 @@ func ChangeTag(s *Subject, t Tag, use TagUse, unowned Switch) Verdict {
 	if !t.Present {
 		return allow("new-tag")
 	}
+	// The registry says what a pulled one is, whoever pulls.
+	verdict := allow("pull-tag")
+	if use != PullTag || !t.Pulled && t.Writer != "" {
+		verdict = AccessObject(s, Object{Kind: "image", ID: t.Name, Ref: t.Name, Owner: t.Writer}, Change, unowned)
+	}
+	if !verdict.Allowed() {
+		if t.Writer != "" {
+			verdict.Reason += " (" + t.Name + "). Use another name or tag."
+		}
+		return verdict
+	}
 	for _, owner := range t.Standing {
 		if owner == s.User {
 			continue
@@ -61,16 +72,7 @@ func ChangeTag(s *Subject, t Tag, use TagUse, unowned Switch) Verdict {
 		return refuse("tag-in-use", fmt.Sprintf(
 			"Permission denied: a container or image of %s stands on the image %s, so that it can be neither replaced nor removed. Use another name or tag.", whose, t.Name))
 	}
-	if use == PullTag && (t.Pulled || t.Writer == "") {
-		// The registry says what it is, whoever pulls.
-		return allow("pull-tag")
-	}
-	o := Object{Kind: "image", ID: t.Name, Ref: t.Name, Owner: t.Writer}
-	v := AccessObject(s, o, Change, unowned)
-	if !v.Allowed() && t.Writer != "" {
-		v.Reason += " (" + t.Name + "). Use another name or tag."
-	}
-	return v
+	return verdict
 }
 
 // MovedTag refuses a pull that would give a tag other content under others' feet;

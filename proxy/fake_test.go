@@ -109,6 +109,10 @@ func (f *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		reply(map[string]string{"CgroupDriver": f.driver})
 		return
 	case "Go-http-client/1.1 /containers/json":
+		if strings.Contains(r.URL.Query().Get("filters"), "ancestor") {
+			reply([]string{})
+			return
+		}
 		reply(fakeContainers())
 		return
 	case "Go-http-client/1.1 /events":
@@ -131,6 +135,10 @@ func (f *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 				return
 			}
 		}
+	}
+	if r.Header.Get("User-Agent") == "Go-http-client/1.1" && r.URL.Path == "/images/json" {
+		reply([]map[string]any{{"Id": "sha256:" + id("1ba6e"), "RepoTags": []string{"taken:1"}}})
+		return
 	}
 	if r.Header.Get("User-Agent") == "Go-http-client/1.1" && strings.HasPrefix(r.URL.Path, "/images/") {
 		reply(map[string]any{"Config": map[string]any{"Volumes": map[string]any{"/declared": struct{}{}}}})

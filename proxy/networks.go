@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"strings"
 
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/network"
@@ -36,7 +37,23 @@ func (x *exchange) pathNetwork(use policy.Use) (policy.Verdict, error) {
 	return v, err
 }
 
-func readNetwork(x *exchange) (policy.Verdict, error)   { return x.pathNetwork(policy.Read) }
+// readNetwork shows one network. Names of networks are everybody's own, so that one
+// that only another user has is, to the caller, not there: compose looks for it and
+// makes it then.
+func readNetwork(x *exchange) (policy.Verdict, error) {
+	ref := x.vars["ref"]
+	obj, v, err := x.network(ref, policy.Read)
+	switch {
+	case err != nil:
+		return v, err
+	case !v.Allowed() && obj.Owner != "" && !strings.HasPrefix(obj.ID, ref):
+		return v, &statusError{http.StatusNotFound, "network " + ref + " not found"}
+	case v.Allowed():
+		x.path = replaceReference(x.path, "/networks/", ref, obj.ID)
+	}
+	return v, nil
+}
+
 func changeNetwork(x *exchange) (policy.Verdict, error) { return x.pathNetwork(policy.Change) }
 
 // listNetworks lets the list through; the answer is filtered, since a label

@@ -54,7 +54,15 @@ func (x *exchange) pathVolume(use policy.Use) (policy.Verdict, error) {
 	return policy.AccessObject(x.subject, obj, use, x.srv.Switches.UnownedResources), nil
 }
 
-func readVolume(x *exchange) (policy.Verdict, error) { return x.pathVolume(policy.Read) }
+// readVolume shows one volume. Compose looks for a name before it makes a volume, so
+// that a refusal says what to do.
+func readVolume(x *exchange) (policy.Verdict, error) {
+	v, err := x.pathVolume(policy.Read)
+	if err == nil && !v.Allowed() {
+		v = policy.TakenVolume(v, "")
+	}
+	return v, err
+}
 
 func removeVolume(x *exchange) (policy.Verdict, error) {
 	x.holdVolumes(true)
