@@ -122,6 +122,29 @@ func TestNewAndAnonymousVolumesAreLabelled(t *testing.T) {
 			t.Errorf("no volume at %s: %v", at, mounts)
 		}
 	}
+	// What comes from another container stays what it is, and the rest is labelled.
+	tidy(t, "anon-from")
+	admin(t, "create", "--name", "anon-image-2", lab.Image)
+	tidy(t, "anon-image-2")
+	admin(t, "commit", "-c", "VOLUME /declared /declared-too", "anon-image-2", "anon:2")
+	untag(t, "anon:2")
+	as(t, lab.Alice, "create", "--name", "anon-from", "--volumes-from", "anon", "anon:2")
+	var from []struct{ Type, Name, Destination string }
+	if err := json.Unmarshal([]byte(admin(t, "inspect", "anon-from", "--format", "{{json .Mounts}}")), &from); err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range from {
+		if m.Destination == "/declared" && m.Name != seen["/declared"] {
+			t.Errorf("/declared is not the other container's: %s", m.Name)
+		}
+		if got := admin(t, "volume", "inspect", m.Name, "--format", `{{index .Labels "ds01.user"}}`); got != "alice" {
+			t.Errorf("the volume at %s belongs to %q", m.Destination, got)
+		}
+	}
+	if len(from) != len(seen)+1 {
+		t.Errorf("anon-from has the mounts %v", from)
+	}
+	as(t, lab.Alice, "rm", "-f", "-v", "anon-from")
 	as(t, lab.Alice, "rm", "-f", "-v", "anon")
 	for at, name := range seen {
 		_, err := theEngine.Docker(limit(t), "volume", "inspect", name)

@@ -103,12 +103,16 @@ func VolumeDrivers(req *container.CreateRequest) Verdict {
 
 // LabelVolumes gives the owner's labels to the volumes that the Engine will make
 // for a container: those of the request, and the anonymous ones that request and
-// image declare, whose paths are imagePaths. Labels are only possible on mounts,
+// image declare, whose paths are imagePaths; at the paths that are inherited from
+// other containers the Engine makes none. Labels are only possible on mounts,
 // so declared paths become mounts without a source, which the Engine removes
 // with the container as it does anonymous volumes.
-func LabelVolumes(req *container.CreateRequest, s *Subject, imagePaths []string) {
+func LabelVolumes(req *container.CreateRequest, s *Subject, imagePaths, inherited []string) {
 	hc := req.HostConfig
 	taken := make(map[string]bool)
+	for _, target := range inherited {
+		taken[cleanTarget(target)] = true
+	}
 	for _, bind := range hc.Binds {
 		if _, rest, ok := strings.Cut(bind, ":"); ok {
 			target, _, _ := strings.Cut(rest, ":")
@@ -149,11 +153,6 @@ func LabelVolumes(req *container.CreateRequest, s *Subject, imagePaths []string)
 		binds = append(binds, bind)
 	}
 	hc.Binds = binds
-	if len(hc.VolumesFrom) > 0 {
-		// What comes from another container takes the place of what is declared, and
-		// must not be covered by a mount.
-		return
-	}
 	for _, target := range sortedKeys(req.Volumes) {
 		declare(target)
 	}

@@ -143,11 +143,13 @@ type Peers interface {
 	Within(p peercred.Peer, pid int) (bool, error)
 }
 
-// Processes says what runs in the Engine.
+// Processes says what a container runs, and on what.
 type Processes interface {
 	// FirstProcess returns the pid of a container's first process, 0 where the
 	// container does not run.
 	FirstProcess(ctx context.Context, containerID string) (int, error)
+	// Destinations returns where a container has its mounts.
+	Destinations(ctx context.Context, containerID string) ([]string, error)
 }
 
 // Switches say what happens where the proxy cannot know.

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"net/http"
+	"strings"
 	"sync"
 
 	"github.com/docker/docker/api/types/container"
@@ -148,6 +149,16 @@ func (x *exchange) createVolumes(req *container.CreateRequest) (policy.Verdict, 
 	if req.HostConfig == nil {
 		req.HostConfig = &container.HostConfig{}
 	}
-	policy.LabelVolumes(req, x.subject, declared)
+	var inherited []string
+	for _, from := range req.HostConfig.VolumesFrom {
+		// Resolved to an ID by now.
+		id, _, _ := strings.Cut(from, ":")
+		paths, err := x.srv.Processes.Destinations(x.r.Context(), id)
+		if err != nil {
+			return policy.Verdict{}, err
+		}
+		inherited = append(inherited, paths...)
+	}
+	policy.LabelVolumes(req, x.subject, declared, inherited)
 	return verdict, nil
 }

@@ -228,6 +228,19 @@ func (c *Client) FirstProcess(ctx context.Context, id string) (int, error) {
 	return one.State.Pid, err
 }
 
+// Destinations asks where a container has its mounts.
+func (c *Client) Destinations(ctx context.Context, id string) ([]string, error) {
+	var one struct {
+		Mounts []struct{ Destination string }
+	}
+	err := c.getJSON(ctx, "/containers/"+url.PathEscape(id)+"/json", &one)
+	paths := make([]string, 0, len(one.Mounts))
+	for _, m := range one.Mounts {
+		paths = append(paths, m.Destination)
+	}
+	return paths, err
+}
+
 // Exec asks which container an exec runs in.
 func (c *Client) Exec(ctx context.Context, id string) (containerID string, err error) {
 	var one struct{ ContainerID string }
