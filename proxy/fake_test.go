@@ -62,6 +62,8 @@ type fakeEngine struct {
 	handler  http.HandlerFunc
 	version  string
 	driver   string
+	// tags are the names of the image that it has.
+	tags []string
 }
 
 // engineConn is the key of the connection that a request came over.
@@ -82,7 +84,7 @@ func fakeContainers() []map[string]any {
 
 func newFakeEngine(t *testing.T) *fakeEngine {
 	t.Helper()
-	f := &fakeEngine{socket: filepath.Join(t.TempDir(), "e.sock"), version: "1.41", driver: "cgroupfs"}
+	f := &fakeEngine{socket: filepath.Join(t.TempDir(), "e.sock"), version: "1.41", driver: "cgroupfs", tags: []string{"taken:1"}}
 	l, err := net.Listen("unix", f.socket)
 	if err != nil {
 		t.Fatal(err)
@@ -137,7 +139,7 @@ func (f *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	if r.Header.Get("User-Agent") == "Go-http-client/1.1" && r.URL.Path == "/images/json" {
-		reply([]map[string]any{{"Id": "sha256:" + id("1ba6e"), "RepoTags": []string{"taken:1"}}})
+		reply([]map[string]any{{"Id": "sha256:" + id("1ba6e"), "RepoTags": f.named()}})
 		return
 	}
 	if r.Header.Get("User-Agent") == "Go-http-client/1.1" && strings.HasPrefix(r.URL.Path, "/images/") {
@@ -163,6 +165,14 @@ func (f *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	reply(map[string]string{"Id": id("c")})
+}
+
+// named returns the names of the image, and adds more.
+func (f *fakeEngine) named(more ...string) []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.tags = append(f.tags[:len(f.tags):len(f.tags)], more...)
+	return f.tags
 }
 
 // take returns what arrived since the last take.

@@ -1,10 +1,12 @@
 package proxy
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/distribution/reference"
 	"go.uber.org/zap"
@@ -41,8 +43,7 @@ func splitTag(short string) (repo, tag string) {
 }
 
 // claimTags reserves tags for the rest of the exchange and decides whether the
-// subject may use them so. Tags that are written are remembered as the subject's
-// from here on.
+// subject may use them so.
 func (x *exchange) claimTags(use policy.TagUse, tags []string) (policy.Verdict, error) {
 	tags = slices.Compact(slices.Sorted(slices.Values(tags)))
 	if len(tags) > maxTags {
@@ -77,11 +78,51 @@ func (x *exchange) claimTags(use policy.TagUse, tags []string) (policy.Verdict, 
 			verdict = v
 		}
 	}
-	if use == policy.WriteTag {
-		err = x.srv.Writings.Wrote(x.subject.User, false, tags)
+	if use != policy.RemoveTag {
+		err = x.rememberTags(use == policy.PullTag, tags)
 	}
 	return verdict, err
 }
+
+// rememberTags remembers the subject as the writer of tags: of new ones at once, for
+// the case that nothing can be done any more when they are written, and of all when
+// the exchange is over, by what became of them.
+func (x *exchange) rememberTags(pulled bool, tags []string) error {
+	before := make(map[string]string, len(tags))
+	var fresh []string
+	for _, tag := range tags {
+		if img := x.images.Tagged(tag); img != nil {
+			before[tag] = img.ID
+		} else {
+			fresh = append(fresh, tag)
+		}
+	}
+	x.atEnd(func() {
+		// The client may be gone by now.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(x.r.Context()), lookAfter)
+		defer cancel()
+		all, err := x.srv.Images.All(ctx)
+		if err != nil {
+			x.logged("see what became of tags", err)
+			return
+		}
+		var written, gone []string
+		for _, tag := range tags {
+			switch img := all.Tagged(tag); {
+			case img == nil:
+				gone = append(gone, tag)
+			case img.ID != before[tag]:
+				written = append(written, tag)
+			}
+		}
+		x.logged("remember who wrote tags", x.srv.Writings.Wrote(x.subject.User, pulled, written))
+		x.logged("forget tags that were not written", x.srv.Forgetter.Forget(gone))
+	})
+	return x.srv.Writings.Wrote(x.subject.User, pulled, fresh)
+}
+
+// lookAfter bounds the question what became of tags that were to be written.
+const lookAfter = 10 * time.Second
 
 // useTag decides about one tag.
 func (x *exchange) useTag(use policy.TagUse, tag string, all engine.ImageList) (policy.Verdict, error) {

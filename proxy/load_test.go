@@ -161,12 +161,16 @@ func TestLoadForwardsArchives(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if _, known := b.server.Tags.Writer("new:1"); known {
+		t.Fatal("new:1 has a writer before it is there")
+	}
 	hidden := pack(t, files{plain("manifest.json", manifest("taken:1"))})
 	for what, packed := range map[string][]byte{
 		"plain": archive, "gzip": zipped.Bytes(), "zstd": zstandard.Bytes(), "with padding": append(bytes.Clone(archive), make([]byte, 10000)...),
 		"with another archive behind": append(bytes.Clone(archive), hidden...),
 	} {
 		got, arrived := load(t, b, packed)
+		b.engine.named("new:1")
 		if got.status != http.StatusOK || len(arrived) != 1 {
 			t.Fatalf("%s: %d %s, %d arrived", what, got.status, got.body, len(arrived))
 		}
@@ -191,7 +195,11 @@ func TestLoadForwardsArchives(t *testing.T) {
 			}
 		}
 	}
-	if w, known := b.server.Tags.Writer("new:1"); !known || w.User != "alice" || w.Pulled {
+	eventually(t, func() bool {
+		_, known := b.server.Tags.Writer("new:1")
+		return known
+	})
+	if w, _ := b.server.Tags.Writer("new:1"); w.User != "alice" || w.Pulled {
 		t.Errorf("new:1 was written by %v", w)
 	}
 	if end, holder := b.server.Tags.Begin("bob", []string{"new:1"}); holder != "" {

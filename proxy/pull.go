@@ -54,11 +54,8 @@ func (x *exchange) pullTag(ctx context.Context, tag, platform string) (policy.Ve
 		return v, err
 	}
 	img := x.images.Tagged(tag)
-	if v.Allowed() {
-		if _, known := x.srv.Tags.Writer(tag); img == nil || !known {
-			err = x.srv.Writings.Wrote(x.subject.User, true, []string{tag})
-		}
-		return v, err
+	if v.Allowed() || img == nil {
+		return v, nil
 	}
 	repo, _ := splitTag(tag)
 	var digests []string
