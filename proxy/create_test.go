@@ -88,11 +88,7 @@ func compareCreate(want *container.CreateRequest, body string) error {
 	if want.HostConfig == nil {
 		want.HostConfig = &container.HostConfig{}
 	}
-	declared := []string{"/declared"}
-	if want.Image == "" {
-		declared = nil
-	}
-	policy.LabelVolumes(want, alice, declared)
+	policy.LabelVolumes(want, alice, declaredBy(want))
 	policy.StampContainer(want, alice, got.Host.CgroupParent, testTime)
 	want.Labels[policy.LabelCreatedAt] = got.Config.Labels[policy.LabelCreatedAt]
 	ours, err := json.Marshal(container.CreateRequest{Config: got.Config, HostConfig: got.Host, NetworkingConfig: got.Networking})
@@ -104,4 +100,12 @@ func compareCreate(want *container.CreateRequest, body string) error {
 		err = errors.New("want " + string(theirs))
 	}
 	return err
+}
+
+// declaredBy are the volumes that the fake Engine says an image declares.
+func declaredBy(req *container.CreateRequest) []string {
+	if req.Image == "" {
+		return nil
+	}
+	return []string{"/declared"}
 }
