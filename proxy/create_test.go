@@ -3,6 +3,7 @@ package proxy
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"strings"
@@ -83,6 +84,11 @@ func compareCreate(want *container.CreateRequest, body string) error {
 		return errors.New("the owner's labels are not on it")
 	case !strings.HasSuffix(got.Host.CgroupParent, "/ds01-student-alice.slice"):
 		return errors.New("the cgroup parent is not hers")
+	}
+	for key, value := range want.Labels {
+		if !strings.HasPrefix(key, "ds01.") && got.Config.Labels[key] != value {
+			return fmt.Errorf("label %q is %q, want %q", key, got.Config.Labels[key], value)
+		}
 	}
 	alice := &policy.Subject{User: "alice"}
 	if want.HostConfig == nil {
