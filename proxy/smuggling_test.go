@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -12,6 +13,8 @@ import (
 	"testing"
 
 	"github.com/docker/docker/api/types/container"
+
+	"github.com/ds01/ds01-proxy/policy"
 )
 
 // A smuggling is what two parsers could split differently, and what must come of
@@ -87,6 +90,54 @@ func TestWhatIsAllowedIsWhatArrives(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestWhatIsRelayedIsWhatWasSent sends each smuggling through a proxy that refuses
+// nothing, and to the Engine itself: the same requests arrive, with the same bodies.
+func TestWhatIsRelayedIsWhatWasSent(t *testing.T) {
+	for _, mode := range []policy.Mode{policy.ModeMonitoring, policy.ModeDisabled} {
+		b := newBed(t, withMode(mode))
+		b.engine.answer(answerSmuggled)
+		for _, c := range smugglings(t) {
+			if c.answers == "400" || strings.HasPrefix(c.text, "CONNECT") {
+				// What breaks off half-way arrives in part, or not at all; and a target
+				// without a path cannot be relayed.
+				continue
+			}
+			direct, err := net.Dial("unix", b.engine.socket)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := b.arrivals(t, direct, c.text)
+			direct.Close()
+			if got := b.arrivals(t, b.dial(t, "alice"), c.text); got != want {
+				t.Errorf("%v: %s: arrives as\n%swant\n%s", mode, c.name, got, want)
+			}
+		}
+	}
+}
+
+// arrivals sends text and returns what of it arrives at the Engine by the time that
+// the connection ends.
+func (b *bed) arrivals(t *testing.T, conn net.Conn, text string) string {
+	t.Helper()
+	if _, err := io.WriteString(conn, text); err != nil {
+		t.Fatal(err)
+	}
+	answers(t, bufio.NewReader(conn))
+	out := ""
+	for _, a := range b.engine.take() {
+		u, err := url.Parse(a.Target)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if u.Path == "/containers/create" {
+			// Both modes put the owner's marks on it.
+			a.Body = "marked"
+		}
+		out += fmt.Sprintf("%s %s %q\n", a.Method, u.RequestURI(), a.Body)
+	}
+	return out
 }
 
 // answers reads the status of every answer until the connection ends.
