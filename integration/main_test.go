@@ -57,7 +57,8 @@ func runAll(m *testing.M) (code int, err error) {
 		return 1, fmt.Errorf("build: %w: %s", err, out)
 	}
 	ctx := context.Background()
-	if theEngine, err = scratch.Engine(ctx); err != nil {
+	// In debug mode it says which routes it registers and which requests it serves.
+	if theEngine, err = scratch.Engine(ctx, "--debug"); err != nil {
 		return 1, err
 	}
 	theProxy, err = lab.StartProxy(ctx, binary, filepath.Join(mkdir(dir, "p")), theEngine.Socket, []lab.Person{lab.Alice, lab.Bob})

@@ -49,8 +49,11 @@ func (x *exchange) outgoing() *outgoing {
 		out.body, out.length = bytes.NewReader(x.body), int64(len(x.body))
 	case x.row.body == bodyStream:
 		out.body, out.length = x.r.Body, x.r.ContentLength
-	case x.row.tunnel:
+	case x.row.tunnel && (x.r.Header.Get("Upgrade") != "" || isAttach(x.r)):
 		out.unframed = true
+	case x.row.tunnel:
+		// No tunnel will come of it, and the Engine awaits the body before it says so.
+		out.body, out.length = x.r.Body, x.r.ContentLength
 	}
 	return out
 }

@@ -2,9 +2,14 @@ package proxy
 
 import (
 	"encoding/json"
+	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
+	"os"
 	"path"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -38,54 +43,80 @@ func (c *catcher) Header() http.Header         { return c.header }
 func (c *catcher) Write(p []byte) (int, error) { return len(p), nil }
 func (c *catcher) WriteHeader(status int)      { c.status = status }
 
-// routeOf asks the Engine's router.
-func routeOf(m *mux.Router, method string, u *url.URL) string {
+// routeOf asks the Engine's router; the answer is empty where it has no route.
+func routeOf(m *mux.Router, method string, u *url.URL) operation {
 	c := &catcher{header: http.Header{}, status: 200}
 	m.ServeHTTP(c, &http.Request{Method: method, URL: u, RequestURI: u.RequestURI(), Header: http.Header{}})
-	if c.status != 200 {
-		return ""
+	verb, template, ok := strings.Cut(c.header.Get("Route"), " ")
+	if c.status != 200 || !ok {
+		return operation{}
 	}
-	return c.header.Get("Route")
+	return operation{verb, shape(template)}
 }
 
-// FuzzClassify wants the proxy's row to be the route that the Engine would
-// serve, or the request to be refused, for any method and target.
-func FuzzClassify(f *testing.F) {
-	for _, target := range []string{"/containers/json", "/v1.41/containers/abc/json", "/containers%2Fjson", "/containers/%6a%73on", "/networks/", "//x",
-		"/containers/a/b/json", "/containers/json/json", "/images/a/b/c/history", "/v1.41/v1.41/info", "/containers/x/attach/ws", "/v/info", "/v./info",
-		"/containers/create/json", "/exec/a/b/start", "/debug/pprof/x", "/containers/a\n/json", "/%63ontainers/x/stop", "/containers/prune/", "/volumes/a/b"} {
-		for _, method := range []string{get, post, put, del, head} {
-			f.Add(method, target)
-		}
+// oldEngine are the routes that Engine 20.10 registers, in its order: what it logs
+// in debug mode when it starts.
+func oldEngine(t testing.TB) []operation {
+	t.Helper()
+	text, err := os.ReadFile("testdata/routes-20.10.txt")
+	if err != nil {
+		t.Fatal(err)
 	}
 	var ops []operation
-	for i := range tableOnce {
-		if row := &tableOnce[i]; row.method != anyMethod {
-			ops = append(ops, operation{row.method, row.path})
+	for line := range strings.Lines(string(text)) {
+		method, template, _ := strings.Cut(strings.TrimSpace(line), ", ")
+		ops = append(ops, operation{method, template})
+	}
+	if len(ops) < 105 {
+		t.Fatalf("only %d routes", len(ops))
+	}
+	return ops
+}
+
+// FuzzClassify wants the proxy's row to be the route that an Engine would serve,
+// an old one and a new one, or the request to be refused, for any method and target.
+func FuzzClassify(f *testing.F) {
+	engines := [][]operation{oldEngine(f), registered(f)}
+	var models []*mux.Router
+	has := make([]map[operation]bool, len(engines))
+	deep := regexp.MustCompile(`\{[^}]*\}`)
+	for i, ops := range engines {
+		for _, op := range ops {
+			f.Add(op.method, "/v1.41"+example(op.path))
+			f.Add(op.method, deep.ReplaceAllString(op.path, "a/b"))
+		}
+		models = append(models, engineMux(f, ops))
+		has[i] = make(map[operation]bool)
+		for _, op := range ops {
+			has[i][operation{op.method, shape(op.path)}] = true
 		}
 	}
-	m := engineMux(f, ops)
 	ro := newRouter(table())
 	f.Fuzz(func(t *testing.T, method, target string) {
 		u, err := url.ParseRequestURI(target)
 		if err != nil || strings.HasPrefix(u.Path, "/debug") {
 			return
 		}
-		r := &http.Request{Method: method, URL: u, ProtoMajor: 1, RequestURI: target}
-		if checkTarget(r) != nil {
+		if checkTarget(&http.Request{Method: method, URL: u, ProtoMajor: 1, RequestURI: target}) != nil {
 			return
 		}
-		theirs := routeOf(m, method, &url.URL{Path: u.Path, RawPath: u.RawPath})
-		_, rest := splitVersion(u.Path)
+		version, rest := splitVersion(u.Path)
 		row, vars := ro.match(&http.Request{Method: method, URL: &url.URL{Path: rest}})
-		ours := ""
+		if row != nil && strings.HasPrefix(row.path, "/debug/") {
+			return
+		}
+		var ours operation
 		if !isFallback(row) {
-			ours = row.method + " " + row.path
+			ours = operation{row.method, shape(row.path)}
 		}
-		if ours != theirs {
-			t.Errorf("%s %q: the proxy sees %q, the Engine %q", method, target, ours, theirs)
+		for i, m := range models {
+			// The Engine refuses a version that is none before it calls the handler.
+			theirs := routeOf(m, method, &url.URL{Path: u.Path, RawPath: u.RawPath})
+			if theirs != ours && (theirs != operation{} || has[i][ours]) {
+				t.Errorf("%s %q (version %q): the proxy sees %v, the Engine %v", method, target, version, ours, theirs)
+			}
 		}
-		if theirs != "" && path.Clean(u.Path) != strings.TrimSuffix(u.Path, "/") && u.Path != "/" {
+		if row != nil && path.Clean(u.Path) != strings.TrimSuffix(u.Path, "/") && u.Path != "/" {
 			t.Errorf("%q is not clean and was let through", target)
 		}
 		// A reference that is replaced must be where the Engine looks for it.
@@ -99,21 +130,15 @@ func FuzzClassify(f *testing.F) {
 	})
 }
 
-var tableOnce = table()
-
 // FuzzFilters wants what is emitted to be, to the Engine's own decoder, what the
 // client asked for and the owner's label.
 func FuzzFilters(f *testing.F) {
-	for _, s := range []string{`{}`, `null`, ``, `{"label":["a"]}`, `{"label":{"a":true}}`, `{"label":{"a":false}}`, `{"label":{}}`, `{"label":null}`,
-		`{"label":["ds01.user=bob"]}`, `{"Label":["a"]}`, `{"name":["x"],"name":["y"]}`, `{"label":"a"}`, `[]`, `{"a":[1]}`, `{"label":{"a":true},"b":["c"]}`} {
-		f.Add("filters=" + url.QueryEscape(s))
-	}
-	f.Add("filters=%7B%7D&filters=x")
 	f.Fuzz(func(t *testing.T, raw string) {
 		query, err := url.ParseQuery(raw)
 		if err != nil {
 			return
 		}
+		before := maps.Clone(query)
 		x := &exchange{query: query, subject: &policy.Subject{User: "alice"}}
 		theirs, theirErr := filters.FromJSON(query.Get("filters"))
 		if v, err := filterOwn(x); err != nil || !v.Allowed() {
@@ -127,6 +152,11 @@ func FuzzFilters(f *testing.F) {
 		}
 		if n := len(x.query["filters"]); n != 1 {
 			t.Fatalf("%d filters parameters", n)
+		}
+		for key, values := range before {
+			if key != "filters" && !slices.Equal(values, x.query[key]) {
+				t.Fatalf("%s became %q", key, x.query[key])
+			}
 		}
 		got, err := filters.FromJSON(x.query.Get("filters"))
 		if err != nil {
@@ -144,7 +174,7 @@ func FuzzFilters(f *testing.F) {
 		}
 		for _, key := range got.Keys() {
 			for _, v := range got.Get(key) {
-				if (key != "label" || v != "ds01.user=alice") && !contains(theirs.Get(key), v) {
+				if (key != "label" || v != "ds01.user=alice") && !slices.Contains(theirs.Get(key), v) {
 					t.Fatalf("%q gained %s=%s", raw, key, v)
 				}
 			}
@@ -152,60 +182,71 @@ func FuzzFilters(f *testing.F) {
 	})
 }
 
-func contains(list []string, s string) bool {
-	for _, v := range list {
-		if v == s {
-			return true
-		}
-	}
-	return false
-}
-
-// FuzzCreate wants what is forwarded to decode, with the Engine's own types, to
-// what was decided: the owner's marks, and otherwise what the client's body
-// decodes to.
+// FuzzCreate wants what is forwarded to decode, as Engines old and new do it, to
+// what was decided: the owner's marks, every reference the ID that was resolved, and
+// otherwise what the client's body decodes to.
 func FuzzCreate(f *testing.F) {
-	for _, s := range []string{
-		`{"Image":"i"}`, `{"Image":"i","HostConfig":null}`, `{"Image":"i","Privileged":true}`, `{"image":"i","IMAGE":"j","hostconfig":{"CgroupParent":"/x"}}`,
-		`{"Image":"i","HoſtConfig":{"cgroupparent":"/x"},"labelſ":{"ds01.user":"bob"}}`, `{"Labels":{"ds01.user":"bob"},"labels":{"a":"b"}}`,
-		`{"Cmd":"a string","Entrypoint":["x"]}`, `{"HostConfig":{"PortBindings":{"80/tcp":[{"HostPort":"1"}]},"Memory":-1,"PidsLimit":0}}`,
-		`{"Config":{"Image":"i"}}`, `{"NetworkingConfig":{"EndpointsConfig":{"n":{"NetworkID":"x"}}}}`, `null`, `[]`, `{}`, `{"Image":"i"} x`,
-	} {
-		f.Add([]byte(s))
-	}
-	now := testTime
+	alice := &policy.Subject{User: "alice"}
 	f.Fuzz(func(t *testing.T, body []byte) {
 		x := &exchange{body: body}
-		var ours container.CreateRequest
-		present, err := x.decode(&ours)
-		var theirs container.CreateRequest
-		dec := json.NewDecoder(strings.NewReader(string(body)))
-		theirErr := dec.Decode(&theirs)
-		if err == nil && present && theirErr != nil {
-			t.Fatalf("the Engine does not take %q: %v", body, theirErr)
+		var req container.CreateRequest
+		present, err := x.decode(&req)
+		want, theirErr := decodedOnce(string(body))
+		if err == nil && present && req.Config != nil && theirErr != nil {
+			t.Fatalf("%q is taken: %v", body, theirErr)
 		}
-		if err != nil || !present {
+		if err != nil || !present || req.Config == nil {
+			if theirErr == nil {
+				t.Fatalf("%q is refused and the Engine takes it: %v", body, err)
+			}
 			return
 		}
-		policy.StampContainer(&ours, &policy.Subject{User: "alice"}, "/slice", now)
-		if err := x.encode(&ours); err != nil {
+		for _, r := range []*container.CreateRequest{&req, want} {
+			resolveAll(r)
+		}
+		if req.HostConfig == nil {
+			req.HostConfig = &container.HostConfig{}
+		}
+		policy.LabelVolumes(&req, alice, declaredBy(&req))
+		policy.StampContainer(&req, alice, "/ds01.slice/ds01-student.slice/ds01-student-alice.slice", testTime)
+		if err := x.encode(&req); err != nil {
 			return
 		}
-		var arrived container.CreateRequest
-		if err := json.Unmarshal(x.body, &arrived); err != nil {
-			t.Fatalf("what is forwarded does not decode: %v", err)
+		if err := compareCreate(want, string(x.body)); err != nil {
+			t.Fatalf("%q arrives as %q: %v", body, x.body, err)
 		}
-		if arrived.Labels["ds01.user"] != "alice" || arrived.HostConfig.CgroupParent != "/slice" {
-			t.Fatalf("%q arrives as %q", body, x.body)
-		}
-		// But for the marks, nothing changed.
-		policy.StampContainer(&theirs, &policy.Subject{User: "alice"}, "/slice", now)
-		want, err := json.Marshal(&theirs)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if string(want) != string(x.body) {
-			t.Fatalf("%q arrives as\n%s, want\n%s", body, x.body, want)
+		if stray := strayReferences(t, x.body); len(stray) > 0 {
+			t.Fatalf("%q arrives as %q, with references to %q", body, x.body, stray)
 		}
 	})
+}
+
+// strayReferences lists what a body refers to beside alice's container: whatever
+// says container:, and all volumes-from and links.
+func strayReferences(t *testing.T, body []byte) []string {
+	t.Helper()
+	var req struct{ HostConfig map[string]any }
+	if err := json.Unmarshal(body, &req); err != nil {
+		t.Fatal(err)
+	}
+	var stray []string
+	for key, value := range req.HostConfig {
+		if ref, ok := value.(string); ok && strings.HasPrefix(ref, "container:") && ref != "container:"+aliceID {
+			stray = append(stray, key+"="+ref)
+		}
+		list, ok := value.([]any)
+		for _, one := range list {
+			if ref, _, _ := strings.Cut(fmt.Sprint(one), ":"); ok && (key == "VolumesFrom" || key == "Links") && ref != aliceID {
+				stray = append(stray, fmt.Sprint(key, "=", one))
+			}
+		}
+	}
+	return stray
+}
+
+// resolveAll writes one ID in the place of every reference.
+func resolveAll(req *container.CreateRequest) {
+	for _, ref := range append(policy.ContainerReferences(req), policy.NetworkReferences(req)...) {
+		ref.Set(aliceID)
+	}
 }

@@ -16,7 +16,7 @@ import (
 
 // dockerModule is the source of github.com/docker/docker at the version that
 // the proxy's types come from.
-func dockerModule(t *testing.T) string {
+func dockerModule(t testing.TB) string {
 	t.Helper()
 	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/docker/docker").Output()
 	if err != nil {
@@ -29,7 +29,7 @@ func dockerModule(t *testing.T) string {
 type operation struct{ method, path string }
 
 // registered reads the routes out of the Engine's own routers.
-func registered(t *testing.T) []operation {
+func registered(t testing.TB) []operation {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(dockerModule(t), "api/server/router/*/*.go"))
 	if err != nil || len(files) < 20 {

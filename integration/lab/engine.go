@@ -29,6 +29,7 @@ type Engine struct {
 	Dir    string
 	Socket string
 
+	flags  []string
 	bridge string
 	cmd    *exec.Cmd
 	ended  chan struct{}
@@ -40,14 +41,14 @@ const readyWithin = 60 * time.Second
 
 // StartEngine starts an Engine whose files are below dir and whose containers
 // are on a bridge of their own. The machine's own Engine and its rules are not
-// touched.
-func StartEngine(ctx context.Context, dir string) (*Engine, error) {
+// touched. The flags are dockerd's, beside those that keep it apart.
+func StartEngine(ctx context.Context, dir string, flags ...string) (*Engine, error) {
 	for _, tool := range []string{"dockerd", "ip", "busybox"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			return nil, fmt.Errorf("%s is not installed: %w", tool, err)
 		}
 	}
-	e := &Engine{Dir: dir, Socket: filepath.Join(dir, "docker.sock")}
+	e := &Engine{Dir: dir, Socket: filepath.Join(dir, "docker.sock"), flags: flags}
 	if err := e.addBridge(ctx); err != nil {
 		return nil, err
 	}
@@ -118,14 +119,16 @@ func (e *Engine) removeBridge() error {
 // called again after Kill.
 func (e *Engine) Start(ctx context.Context) error {
 	var err error
-	if e.log, err = os.OpenFile(filepath.Join(e.Dir, "engine.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600); err != nil {
+	if e.log, err = os.OpenFile(e.LogPath(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600); err != nil {
 		return fmt.Errorf("engine log: %w", err)
 	}
-	e.cmd = exec.Command("dockerd",
+	args := []string{
 		"--data-root", filepath.Join(e.Dir, "data"), "--exec-root", filepath.Join(e.Dir, "exec"),
-		"-H", "unix://"+e.Socket, "-p", filepath.Join(e.Dir, "engine.pid"),
+		"-H", "unix://" + e.Socket, "-p", filepath.Join(e.Dir, "engine.pid"),
 		"--config-file", filepath.Join(e.Dir, "no-daemon.json"),
-		"--bridge", e.bridge, "--iptables=false", "--ip-forward=false")
+		"--bridge", e.bridge, "--iptables=false", "--ip-forward=false",
+	}
+	e.cmd = exec.Command("dockerd", append(args, e.flags...)...)
 	if err := os.WriteFile(filepath.Join(e.Dir, "no-daemon.json"), []byte("{}"), 0o600); err != nil {
 		return fmt.Errorf("engine configuration: %w", err)
 	}
@@ -158,9 +161,12 @@ func (e *Engine) Start(ctx context.Context) error {
 	}
 }
 
+// LogPath is the file with what the Engine prints.
+func (e *Engine) LogPath() string { return filepath.Join(e.Dir, "engine.log") }
+
 // LogTail returns the end of the Engine's log.
 func (e *Engine) LogTail() string {
-	text, err := os.ReadFile(filepath.Join(e.Dir, "engine.log"))
+	text, err := os.ReadFile(e.LogPath())
 	if err != nil {
 		return err.Error()
 	}

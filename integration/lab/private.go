@@ -40,13 +40,14 @@ func (s *Scratch) Make(name string, mode os.FileMode) (string, error) {
 	return dir, nil
 }
 
-// Engine starts the scratch's own Engine, with Image in it.
-func (s *Scratch) Engine(ctx context.Context) (*Engine, error) {
+// Engine starts the scratch's own Engine, with Image in it and flags added to
+// its command line.
+func (s *Scratch) Engine(ctx context.Context, flags ...string) (*Engine, error) {
 	dir, err := s.Make("engine", 0o711)
 	if err != nil {
 		return nil, err
 	}
-	e, err := StartEngine(ctx, dir)
+	e, err := StartEngine(ctx, dir, flags...)
 	if err != nil {
 		return nil, err
 	}
