@@ -288,7 +288,9 @@ func TestClassificationIsTheEngines(t *testing.T) {
 func (w *witness) compare(c *served, r record) error {
 	for _, f := range c.forwarded {
 		op, _, _ := w.route(f.method, &url.URL{Path: f.template})
-		if r.Verdict == "deny" || op.method != r.Method || shape(op.template) != shape(r.Route) || len(c.forwarded) > 1 {
+		// An archive of images is decided on while it is forwarded.
+		refused := r.Verdict == "deny" && r.Route != "/images/load"
+		if refused || op.method != r.Method || shape(op.template) != shape(r.Route) || len(c.forwarded) > 1 {
 			return fmt.Errorf("recorded as %+v, and %v arrived, which the Engine serves as %v", r, c.forwarded, op)
 		}
 	}

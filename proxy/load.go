@@ -41,6 +41,7 @@ func (x *exchange) refuseBody(r *refusedBody) error {
 	x.takeIn()
 	x.w.Header().Set("Connection", "close")
 	if r.err != nil {
+		x.rec.Rule = "image-archive"
 		return r.err
 	}
 	x.refuse(r.verdict)
