@@ -94,7 +94,11 @@ func compareCreate(want *container.CreateRequest, body string) error {
 	if want.HostConfig == nil {
 		want.HostConfig = &container.HostConfig{}
 	}
-	policy.LabelVolumes(want, alice, declaredBy(want))
+	var inherited []string
+	if len(want.HostConfig.VolumesFrom) > 0 {
+		inherited = []string{"/inherited"}
+	}
+	policy.LabelVolumes(want, alice, declaredBy(want), inherited)
 	policy.StampContainer(want, alice, got.Host.CgroupParent, testTime)
 	want.Labels[policy.LabelCreatedAt] = got.Config.Labels[policy.LabelCreatedAt]
 	ours, err := json.Marshal(container.CreateRequest{Config: got.Config, HostConfig: got.Host, NetworkingConfig: got.Networking})
