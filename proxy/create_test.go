@@ -94,11 +94,7 @@ func compareCreate(want *container.CreateRequest, body string) error {
 	if want.HostConfig == nil {
 		want.HostConfig = &container.HostConfig{}
 	}
-	var inherited []string
-	if len(want.HostConfig.VolumesFrom) > 0 {
-		inherited = []string{"/inherited"}
-	}
-	policy.LabelVolumes(want, alice, declaredBy(want), inherited)
+	policy.LabelVolumes(want, alice, declaredBy(want), inheritedBy(want))
 	policy.StampContainer(want, alice, got.Host.CgroupParent, testTime)
 	want.Labels[policy.LabelCreatedAt] = got.Config.Labels[policy.LabelCreatedAt]
 	ours, err := json.Marshal(container.CreateRequest{Config: got.Config, HostConfig: got.Host, NetworkingConfig: got.Networking})
@@ -118,4 +114,12 @@ func declaredBy(req *container.CreateRequest) []string {
 		return nil
 	}
 	return []string{"/declared"}
+}
+
+// inheritedBy are the mounts that the fake Engine says other containers have.
+func inheritedBy(req *container.CreateRequest) []string {
+	if len(req.HostConfig.VolumesFrom) == 0 {
+		return nil
+	}
+	return []string{"/inherited"}
 }

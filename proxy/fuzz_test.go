@@ -207,7 +207,7 @@ func FuzzCreate(f *testing.F) {
 		if req.HostConfig == nil {
 			req.HostConfig = &container.HostConfig{}
 		}
-		policy.LabelVolumes(&req, alice, declaredBy(&req))
+		policy.LabelVolumes(&req, alice, declaredBy(&req), inheritedBy(&req))
 		policy.StampContainer(&req, alice, "/ds01.slice/ds01-student.slice/ds01-student-alice.slice", testTime)
 		if err := x.encode(&req); err != nil {
 			return
