@@ -61,7 +61,6 @@ func loadImages(x *exchange) (policy.Verdict, error) {
 			defer close(done)
 			pw.CloseWithError(a.copy(pw, body))
 		}()
-		x.stream = pr
 		x.atEnd(func() {
 			// Whatever became of the request, nothing reads its body after it.
 			pr.CloseWithError(errClientGone)
@@ -69,6 +68,15 @@ func loadImages(x *exchange) (policy.Verdict, error) {
 			<-done
 			a.end()
 		})
+		archive := bufio.NewReaderSize(pr, bufferSize)
+		x.stream = archive
+		// What is no archive from the beginning is not even begun.
+		var refused *refusedBody
+		if _, err := archive.Peek(1); errors.As(err, &refused) {
+			x.takeIn()
+			x.rec.Rule = "image-archive"
+			return refused.verdict, refused.err
+		}
 	}
 	return policy.Verdict{Outcome: policy.Allow, Rule: "load-images"}, nil
 }

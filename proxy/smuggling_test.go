@@ -60,7 +60,7 @@ func answerSmuggled(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.WriteString(w, `{"Id":"`+id("c")+`"}`)
 	case "/containers/json":
 		_, _ = io.WriteString(w, `[]`)
-	case "/grpc":
+	case "/grpc", "/build":
 		w.WriteHeader(http.StatusInternalServerError)
 	default:
 		_, _ = io.WriteString(w, `{}`)
