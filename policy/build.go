@@ -71,12 +71,3 @@ func BuildPull(pull bool) Verdict {
 	}
 	return refuse("build-pull", "Permission denied: a build may not move tags that others use. Use docker pull for the image you build on, and build without --pull.")
 }
-
-// BuildID decides about an ID by which a client can cancel a build; owner is whose
-// build has it at this moment, or "".
-func BuildID(s *Subject, owner string) Verdict {
-	if owner != "" && owner != s.User {
-		return refuse("own-build", "Permission denied: this build belongs to "+owner)
-	}
-	return allow("own-build")
-}

@@ -47,9 +47,6 @@ func build(x *exchange) (policy.Verdict, error) {
 	if v := policy.BuildContext(x.query.Get("remote"), x.srv.Switches.RemoteBuilds); !v.Allowed() {
 		return v, nil
 	}
-	if v := x.beginBuild(); !v.Allowed() {
-		return v, nil
-	}
 	kit := x.query.Get("version") == "2"
 	var exported []string
 	if kit {

@@ -200,7 +200,6 @@ type Server struct {
 	routes     *router
 	hangups    *hangups
 	volumes    volumeLocks
-	builds     buildIDs
 	// conns counts connections by user, open the descriptors of all, buffered the
 	// bytes of bodies by user.
 	conns, open, buffered *tally
