@@ -93,7 +93,7 @@ func table() []route {
 		{method: post, path: "/commit", guard: commitContainer, body: bodyJSON},
 		{method: post, path: "/build", guard: build, body: bodyStream},
 		{method: post, path: "/build/prune", guard: pruneBuildCache},
-		{method: post, path: "/build/cancel", guard: open},
+		{method: post, path: "/build/cancel", guard: cancelBuild},
 		{method: post, path: "/session", guard: buildKit, tunnel: true},
 		{method: post, path: "/grpc", guard: buildKit, tunnel: true},
 		{method: get, path: "/images/json", guard: open},
