@@ -53,5 +53,5 @@ func adminAttacks() []attack {
 
 // pluginTar is a plugin that does nothing, as it is made.
 func pluginTar(description string) string {
-	return tarOf("config.json", `{"description":"`+description+`","documentation":"","entrypoint":["/x"],"interface":{"types":["docker.volumedriver/1.0"],"socket":"x.sock"},"env":[{"name":"A","settable":["value"],"value":""}]}`, "rootfs/x", "x")
+	return tarOf("config.json", `{"description":"`+description+`","documentation":"","entrypoint":["/x"],"interface":{"types":["docker.volumedriver/1.0"],"socket":"x.sock"},"env":[{"name":"A","settable":["value"],"value":""}]}`, "rootfs/x", description)
 }

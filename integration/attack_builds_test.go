@@ -4,7 +4,10 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync/atomic"
 
@@ -36,7 +39,7 @@ func buildAttacks() []attack {
 		committed("a label with a variable", query("/commit?container=_OWN_", "changes", "LABEL ds01.${x:-user}=bob"), "").with(refusedAs("labels that begin with ds01.")),
 		committed("a label in quotes", query("/commit?container=_OWN_", "changes", `LABEL "ds01.user"="bob"`), "").with(refusedAs("labels that begin with ds01.")),
 		committed("a label with an escape", query("/commit?container=_OWN_", "changes", `LABEL ds\01.user=bob`), "").with(refusedAs("labels that begin with ds01.")),
-		committed("a label with a line's end in it", query("/commit?container=_OWN_", "changes", "LABEL ds\\\n01.user=bob"), "").with(refusedAs("labels that begin with ds01.")),
+		committed("a label with a line's end in it", query("/commit?container=_OWN_", "changes", "LABEL ds\\\n01.user=bob"), "").with(refusedAs("Permission denied")),
 		committed("a label after a tab", query("/commit?container=_OWN_", "changes", "LABEL\tds01.user=bob"), "").with(refusedAs("labels that begin with ds01.")),
 		committed("a label after a form feed", query("/commit?container=_OWN_", "changes", "\x0cLABEL ds01.user=bob"), "").with(refusedAs("labels that begin with ds01.")),
 		committed("a label split over lines", query("/commit?container=_OWN_", "changes", "LA\\\nBEL ds01.user=bob"), "").with(refusedAs("Permission denied")),
@@ -56,18 +59,20 @@ func buildAttacks() []attack {
 		build("bob's label", "", "", "labels", `{"ds01.user":"bob"}`).with(passes).with(func(a *attack) { a.worked = bobsImage }),
 		build("bob's label, twice", "", "", "labels", `{"ds01.user":"bob"}`, "labels", `{}`).with(passes).with(func(a *attack) { a.worked = bobsImage }),
 		build("bob's label in the Dockerfile", "LABEL ds01.user=bob", "").with(passes).with(func(a *attack) { a.worked = bobsImage }),
-		build("beside bob's container", "RUN hostname", "_HOST_", "networkmode", "container:_REF_").with(besideBob).with(refusedAs(container)),
-		build("beside bob's container, twice", "RUN hostname", "_HOST_", "networkmode", "container:_REF_", "networkmode", "none").with(besideBob).with(refusedAs(container)),
+		build("beside bob's container", "RUN hostname", "", "networkmode", "container:_REF_").with(besideBob).with(refusedAs(container)),
+		build("beside bob's container, twice", "RUN hostname", "", "networkmode", "container:_REF_", "networkmode", "none").with(besideBob).with(refusedAs(container)),
 		build("in bob's network", "RUN ip addr", "", "networkmode", "_REF_").with(func(a *attack) { a.ref, a.says, a.worked = "net", "this network belongs to bob", addressInBobsNetwork }),
 		build("a context from the host's network", "", "").with(remote),
 		build("a form over the query", "", "", "networkmode", "none").with(func(a *attack) {
 			a.body, a.header = "networkmode=container:atk-run", []string{"Content-Type", "application/x-www-form-urlencoded"}
 			a.status, a.says, a.rawFails, a.worked = 415, "form bodies", "the body is the context", nil
 		}),
-		{row: "POST /build", name: "by BuildKit, for an image that is nobody's", target: "/build", body: tarOf("Dockerfile", "FROM scratch\nCOPY f /f\n", "f", "x"), send: builtByBuildKit,
-			strict: true, says: "BuildKit is off", worked: func(w *world, a answer) bool { return a.status == 200 && w.lists() != w.seen["lists"] }},
+		build("by BuildKit, for an image that is nobody's", "COPY Dockerfile /f", "", "version", "2").with(func(a *attack) {
+			a.strict, a.says, a.worked = true, "BuildKit is off", func(w *world, a answer) bool { return a.status == 200 && w.lists() != w.seen["lists"] }
+		}),
 
 		{row: "POST /build/prune", target: "/build/prune?all=1", status: 200, says: `"CachesDeleted":[]`, prepare: bobsCache, worked: func(w *world, a answer) bool { return !hasCache(w) }},
+		{row: "POST /build/cancel", target: "/build/cancel", status: 200, prepare: bobsBuild, send: cancelled, worked: func(*world, answer) bool { return !building() }},
 		{row: "POST /session", target: "/session", send: opened(), strict: true, says: "BuildKit is off", worked: answers(101)},
 		{row: "POST /grpc", target: "/grpc", send: opened(), strict: true, says: "BuildKit is off", worked: answers(101)},
 	}
@@ -120,21 +125,9 @@ func opened() func(w *world, socket, target, body string) answer {
 	return typed("POST", "Connection: Upgrade\r\nUpgrade: h2c\r\nX-Docker-Expose-Session-Uuid: atk\r\n", "")
 }
 
-// builtByBuildKit builds without a session: the context comes by a request of
-// its own.
-func builtByBuildKit(w *world, socket, target, context string) answer {
-	done := make(chan answer, 1)
-	go func() {
-		done <- ask(w.t, socket, "POST", target+"?version=2&buildid=upload-request:atk", context, "Content-Type", "application/x-tar")
-	}()
-	got := ask(w.t, socket, "POST", target+"?version=2&remote=upload-request&buildid=atk", "")
-	<-done
-	return got
-}
-
 // bobsCache lets BuildKit keep something that it built for bob.
 func bobsCache(w *world) {
-	builtByBuildKit(w, theProxy.Socket(lab.Bob), "/build", tarOf("Dockerfile", "FROM scratch\nCOPY g /g\n", "g", "x"))
+	w.must(lab.Bob, "POST", "/build?version=2", tarOf("Dockerfile", "FROM scratch\nCOPY Dockerfile /f\n"))
 	w.removeAllBut(w.seen["lists"])
 	if !hasCache(w) {
 		w.t.Fatal("bob's build left no cache")
@@ -144,4 +137,43 @@ func bobsCache(w *world) {
 // hasCache reports whether BuildKit keeps anything.
 func hasCache(w *world) bool {
 	return !strings.Contains(w.raw("GET", "/system/df", "").body, `"BuildCache":null`)
+}
+
+// bobsBuild starts a build of bob's that takes long, with an ID that anybody
+// could guess.
+func bobsBuild(w *world) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		ask(w.t, theProxy.Socket(lab.Bob), "POST", "/build?version=2&buildid=atk-long", tarOf("Dockerfile", "FROM busybox:local\nRUN sleep 31415\n"))
+	}()
+	w.t.Cleanup(func() {
+		w.raw("POST", "/build/cancel?id=bob/atk-long", "")
+		<-done
+	})
+	eventually(w.t, "bob's build runs", building)
+}
+
+// building reports whether the step of bob's build runs.
+func building() bool {
+	lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	return err == nil && slices.ContainsFunc(lines, func(path string) bool {
+		text, err := os.ReadFile(path)
+		return err == nil && string(text) == "sleep\x0031415\x00"
+	})
+}
+
+// cancelled asks for bob's build to be cancelled, by the ID that he gave it and by
+// the one that the Engine knows. The Engine says yes to any; it obeys when the
+// step ends.
+func cancelled(w *world, socket, target, _ string) answer {
+	if !building() {
+		w.t.Error("bob's build ended before the Engine itself was asked")
+	}
+	ask(w.t, socket, "POST", target+"?id=atk-long", "")
+	got := ask(w.t, socket, "POST", target+"?id=bob/atk-long", "")
+	if socket == theEngine.Socket {
+		eventually(w.t, "bob's build ends", func() bool { return !building() })
+	}
+	return got
 }

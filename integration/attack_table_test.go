@@ -90,14 +90,10 @@ func (w *world) attack(a *attack) {
 	if a.prepare != nil {
 		a.prepare(w)
 	}
-	socket := theProxy.Socket(lab.Alice)
-	if a.strict {
-		socket = w.strict.Socket(lab.Alice)
-	}
 	var got answer
 	refs := w.references(a)
 	for _, ref := range refs {
-		got = w.try(a, socket, ref)
+		got = w.try(a, w.socket(a), ref)
 		a.check(w.t, ref, got)
 	}
 	after := w.look()
@@ -173,6 +169,14 @@ func (w *world) try(a *attack, socket, ref string) answer {
 		return a.send(w, socket, target, body)
 	}
 	return ask(w.t, socket, a.verb(), target, body, a.header...)
+}
+
+// socket is alice's own.
+func (w *world) socket(a *attack) string {
+	if a.strict {
+		return w.strict.Socket(lab.Alice)
+	}
+	return theProxy.Socket(lab.Alice)
 }
 
 func (a *attack) verb() string {

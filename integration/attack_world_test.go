@@ -25,7 +25,7 @@ type thing struct {
 }
 
 // order is the order in which things are made: what others are in comes first.
-var order = []string{"vol", "idle vol", "net", "idle net", "own net", "run", "exec", "tty", "held", "off", "image", "own", "plugin"}
+var order = []string{"vol", "idle vol", "net", "idle net", "own net", "run", "exec", "tty", "held", "off", "image", "plugin", "own"}
 
 // things are what is set up: bob has a volume and a network that are in use and
 // one of each that is not, a container that runs, with an exec that is yet to be
@@ -141,6 +141,11 @@ func (w *world) mend() {
 		return
 	}
 	w.removeAllBut(was["lists"])
+	if now["own"] != was["own"] {
+		w.remove("containers", w.id["own"])
+	}
+	// Networks look as before when nobody has joined them.
+	now = w.look()
 	stale := make(map[string]bool)
 	for _, key := range order {
 		stale[key] = now[key] != was[key]
