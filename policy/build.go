@@ -5,23 +5,53 @@ import (
 	"strings"
 )
 
-// CommitChanges decides about the Dockerfile instructions of a commit. A LABEL
-// may spell its key with variables, so that one with anything to expand in it is
-// refused too.
+// CommitChanges decides about the Dockerfile instructions of a commit, which the
+// Engine joins, one on a line, and parses as a Dockerfile. What could make an
+// instruction of something else than its own line is refused: comments, which may
+// name another escape, and continuations. So is a LABEL with anything to expand
+// in it, since that may spell its key with variables.
 func CommitChanges(changes []string) Verdict {
 	for _, change := range changes {
 		for line := range strings.Lines(change) {
-			word, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
-			if !strings.EqualFold(word, "LABEL") && !strings.EqualFold(word, "ONBUILD") {
-				continue
-			}
-			lower := strings.ToLower(rest)
-			if strings.Contains(lower, "ds01.") || strings.ContainsAny(lower, "$\\") && strings.Contains(strings.ToLower(word+rest), "label") {
-				return refuse("commit-labels", fmt.Sprintf("Permission denied: labels that begin with ds01. are set by the server (%s). Leave them out, and write labels without variables.", strings.TrimSpace(line)))
+			line = strings.TrimSpace(line)
+			word, rest := cutSpace(line)
+			switch {
+			case line == "":
+			case !isWord(word), strings.HasSuffix(line, `\`):
+				return refuse("commit-changes", fmt.Sprintf("Permission denied: a change must be an instruction on a line of its own, without comments or continuations (%.200s).", line))
+			case strings.EqualFold(word, "LABEL"), strings.EqualFold(word, "ONBUILD") && strings.Contains(strings.ToLower(rest), "label"):
+				if strings.Contains(withoutQuotes(rest), "ds01.") || strings.ContainsAny(rest, `$\`) {
+					return refuse("commit-labels", fmt.Sprintf("Permission denied: labels that begin with ds01. are set by the server (%.200s). Leave them out, and write labels without variables.", line))
+				}
 			}
 		}
 	}
 	return allow("commit-labels")
+}
+
+// cutSpace cuts a line where the Engine's parser does after the instruction.
+func cutSpace(line string) (word, rest string) {
+	i := strings.IndexAny(line, "\t\v\f\r ")
+	if i < 0 {
+		return line, ""
+	}
+	return line[:i], line[i+1:]
+}
+
+// isWord reports whether an instruction is spelt with letters alone.
+func isWord(s string) bool {
+	for _, c := range []byte(s) {
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') {
+			return false
+		}
+	}
+	return s != ""
+}
+
+// withoutQuotes is a LABEL's key as the Engine reads it: quotes may stand anywhere
+// in it.
+func withoutQuotes(s string) string {
+	return strings.ToLower(strings.NewReplacer(`"`, "", "'", "").Replace(s))
 }
 
 // BuildContext decides about where a classic build takes its context from: the

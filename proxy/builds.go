@@ -44,6 +44,7 @@ func commitContainer(x *exchange) (policy.Verdict, error) {
 func build(x *exchange) (policy.Verdict, error) {
 	x.one("version")
 	x.one("remote")
+	x.ownBuildID("buildid", "upload-request:")
 	if v := policy.BuildContext(x.query.Get("remote"), x.srv.Switches.RemoteBuilds); !v.Allowed() {
 		return v, nil
 	}
@@ -126,6 +127,28 @@ func (x *exchange) classicBuild() (policy.Verdict, error) {
 		verdict.Rule = "classic-build"
 	}
 	return verdict, nil
+}
+
+// cancelBuild ends a build of the caller's own.
+func cancelBuild(x *exchange) (policy.Verdict, error) {
+	x.ownBuildID("id", "")
+	return policy.Verdict{Outcome: policy.Allow, Rule: "own-build"}, nil
+}
+
+// ownBuildID puts the user before the build's ID that a parameter holds, after
+// prefix. Clients choose these IDs, and whoever says one that is in use cancels
+// that build or gives it its context.
+func (x *exchange) ownBuildID(key, prefix string) {
+	id := x.query.Get(key)
+	if id == "" {
+		return
+	}
+	id, upload := strings.CutPrefix(id, prefix)
+	id = x.subject.User + "/" + id
+	if upload {
+		id = prefix + id
+	}
+	x.setQuery(key, id)
 }
 
 // buildNetwork checks the network that the steps of a build are to join.
