@@ -30,9 +30,9 @@ type inspection struct {
 	Host    *apicontainer.HostConfig `json:"HostConfig"`
 }
 
-// made sends a body to be created over a socket, and returns what came of it as the
+// createdBy sends a body to be created over a socket, and returns what came of it as the
 // Engine's own socket shows it.
-func made(t *testing.T, socket, body string) inspection {
+func createdBy(t *testing.T, socket, body string) inspection {
 	t.Helper()
 	got := ask(t, socket, "POST", "/v1.41/containers/create", body, "Content-Type", "application/json")
 	out := inspection{status: got.status, message: got.body}
@@ -65,7 +65,7 @@ func TestCreateBecomesWhatTheBodySays(t *testing.T) {
 	both, refused := 0, 0
 	for range createCases {
 		body := m.Create()
-		ours, raw := made(t, theProxy.Socket(lab.Alice), body), made(t, theEngine.Socket, body)
+		ours, raw := createdBy(t, theProxy.Socket(lab.Alice), body), made(t, theEngine.Socket, body)
 		err := compareMade(body, ours, raw)
 		if err != nil {
 			t.Errorf("seed %d: %q: %v", createSeed, body, err)
