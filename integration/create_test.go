@@ -65,7 +65,7 @@ func TestCreateBecomesWhatTheBodySays(t *testing.T) {
 	both, refused := 0, 0
 	for range createCases {
 		body := m.Create()
-		ours, raw := createdBy(t, theProxy.Socket(lab.Alice), body), made(t, theEngine.Socket, body)
+		ours, raw := createdBy(t, theProxy.Socket(lab.Alice), body), createdBy(t, theEngine.Socket, body)
 		err := compareMade(body, ours, raw)
 		if err != nil {
 			t.Errorf("seed %d: %q: %v", createSeed, body, err)
