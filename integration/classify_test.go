@@ -68,9 +68,13 @@ func (s speller) next() spelling {
 			prefix = pick(s, oddVersions)
 		}
 		target := s.escape(prefix + path)
-		if strings.HasPrefix(target, "/") && !dials(path) {
-			return spelling{op.method, target}
+		if !strings.HasPrefix(target, "/") || dials(path) {
+			continue
 		}
+		if s.IntN(20) == 0 {
+			target = pick(s, []string{"http://elsewhere", "http://elsewhere:1", "//elsewhere", "https://docker", "ftp://a:b@elsewhere", "x:"}) + target
+		}
+		return spelling{op.method, target}
 	}
 }
 
@@ -279,7 +283,7 @@ func TestClassificationIsTheEngines(t *testing.T) {
 	}
 	t.Logf("%d requests, %d of them classified as one of %d routes", len(sent), total, len(same))
 	// The Engine's OPTIONS for every path is the one route that the proxy lacks.
-	if total < len(sent)/2 || len(same) != len(ops)-1 {
+	if total < len(sent)*2/5 || len(same) != len(ops)-1 {
 		t.Errorf("of %d requests %d were classified, as %d of %d routes: the test has lost its bite", len(sent), total, len(same), len(ops))
 	}
 }

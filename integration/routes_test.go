@@ -142,7 +142,7 @@ const placeholder = "Nosuch"
 func signature(got answer) string {
 	var e struct{ Message string }
 	if json.Unmarshal([]byte(got.body), &e) != nil || e.Message == "" {
-		e.Message = strings.TrimSpace(got.body)
+		e.Message = string([]rune(strings.TrimSpace(got.body)))
 	}
 	if got.status < 300 {
 		// Lists and figures: their beginning does not change.
