@@ -12,8 +12,8 @@ func networkAttacks() []attack {
 		{row: "GET /networks", name: "by bob's label", target: query("/networks", "filters", `{"label":["ds01.user=bob"]}`), status: 200, worked: tells("atk-net-idle")},
 		{row: "GET /networks", name: "idle ones", target: query("/networks", "filters", `{"dangling":["true"]}`), status: 200, worked: tells("atk-net-idle")},
 		{row: "GET /networks/", target: "/networks/", status: 200, worked: tells("atk-net-idle")},
-		{row: "GET /networks/{}", ref: "net", target: "/networks/_REF_", says: text, worked: tells("atk-run")},
-		{row: "GET /networks/{}", ref: "net", name: "verbose", target: "/networks/_REF_?verbose=1&scope=local", says: text, worked: tells("atk-run")},
+		{row: "GET /networks/{}", ref: "net", free: true, target: "/networks/_REF_", says: text, worked: tells("atk-run")},
+		{row: "GET /networks/{}", ref: "net", free: true, name: "verbose", target: "/networks/_REF_?verbose=1&scope=local", says: text, worked: tells("atk-run")},
 		{row: "GET /networks/{}", name: "who is in the bridge", target: "/networks/bridge", status: 200, worked: tells("atk-held")},
 		{row: "DELETE /networks/{}", ref: "idle net", target: "/networks/_REF_", says: text, worked: gone("idle net")},
 

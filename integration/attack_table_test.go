@@ -37,6 +37,9 @@ type attack struct {
 	// they are not set.
 	status int
 	says   string
+	// free is true where the thing's name is free to alice, so that there is nothing
+	// by it.
+	free bool
 	// alters is true where the proxy lets alice make or remove something, which is
 	// her own.
 	alters bool
@@ -133,6 +136,9 @@ func apart(a, b string) string {
 func (a *attack) check(t *testing.T, ref string, got answer) {
 	t.Helper()
 	status, says := a.status, a.says
+	if a.free && ref == things[a.ref].name {
+		status, says = http.StatusNotFound, "not found"
+	}
 	if status == 0 {
 		status = http.StatusForbidden
 	}

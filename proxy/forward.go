@@ -279,7 +279,8 @@ func isRawStream(resp *http.Response) bool {
 // isAttach reports whether an unchecked request would be hijacked without an
 // upgrade; the bytes after its header are then not a body.
 func isAttach(r *http.Request) bool {
-	return r.Method == http.MethodPost && strings.HasSuffix(r.URL.Path, "/attach")
+	_, path := splitVersion(r.URL.Path)
+	return r.Method == http.MethodPost && strings.HasPrefix(path, "/containers/") && strings.HasSuffix(path, "/attach")
 }
 
 // noEOF words the end of a connection that should have carried an answer.

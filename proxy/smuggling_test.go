@@ -188,3 +188,16 @@ func checkArrival(t *testing.T, a arrival) string {
 	}
 	return a.Method + " " + strings.Replace(path, aliceID, "alices", 1)
 }
+
+// TestABodyBesideNoAttachIsRelayed sends a body to what ends like an attach and is
+// none: it must not wait for a tunnel.
+func TestABodyBesideNoAttachIsRelayed(t *testing.T) {
+	b := newBed(t, withMode(policy.ModeDisabled))
+	for _, path := range []string{"/nothing/attach", "/v1.41/exec/x/attach"} {
+		got := b.raw(t, "POST "+path+" HTTP/1.1\r\nHost: d\r\nConnection: close\r\nContent-Length: 3\r\n\r\nabc")
+		arrived := b.engine.take()
+		if got.status != http.StatusOK || len(arrived) != 1 || arrived[0].Body != "abc" {
+			t.Errorf("%s: %d, and %v arrived", path, got.status, arrived)
+		}
+	}
+}
