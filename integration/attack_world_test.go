@@ -25,12 +25,12 @@ type thing struct {
 }
 
 // order is the order in which things are made: what others are in comes first.
-var order = []string{"vol", "idle vol", "net", "idle net", "own net", "run", "exec", "tty", "held", "off", "image", "plugin", "own"}
+var order = []string{"vol", "idle vol", "net", "idle net", "own net", "run", "exec", "tty", "held", "off", "image", "tag", "plugin", "own"}
 
 // things are what is set up: bob has a volume and a network that are in use and
 // one of each that is not, a container that runs, with an exec that is yet to be
 // started and one that has a terminal, a paused one, one that never ran and is
-// linked to the paused one, and an image without a name. The last are alice's, and the admin's plugin.
+// linked to the paused one, an image without a name and one with a tag. The last are alice's, and the admin's plugin.
 var things = map[string]thing{
 	"vol":      {kind: "volumes", name: "atk-vol", make: volumeOf("atk-vol")},
 	"idle vol": {kind: "volumes", name: "atk-vol-idle", make: volumeOf("atk-vol-idle")},
@@ -65,6 +65,9 @@ var things = map[string]thing{
 	}},
 	"image": {kind: "images", make: func(w *world) string {
 		return w.must(lab.Bob, "POST", "/commit?container="+w.id["off"], "")
+	}},
+	"tag": {kind: "images", name: "atk-image:1", make: func(w *world) string {
+		return w.must(lab.Bob, "POST", "/commit?container="+w.id["off"]+"&repo=atk-image&tag=1", "")
 	}},
 	"own": {kind: "containers", name: "atk-own", make: func(w *world) string {
 		id := w.create(lab.Alice, "atk-own", `{"Image":"busybox:local","Cmd":["sleep","100000"],"HostConfig":{"Init":true}}`)
