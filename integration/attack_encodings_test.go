@@ -92,6 +92,9 @@ func TestAttackEncodings(t *testing.T) {
 					t.Errorf("%s changed:\n%s\n%s", key, apart(was, is), apart(is, was))
 				}
 			}
+			if t.Failed() {
+				w.mend()
+			}
 		})
 	}
 }

@@ -18,7 +18,6 @@ func networkAttacks() []attack {
 		{row: "DELETE /networks/{}", ref: "idle net", target: "/networks/_REF_", says: text, worked: gone("idle net")},
 
 		{row: "POST /networks/{}/connect", ref: "net", name: "one's own container to bob's network", target: "/networks/_REF_/connect", body: `{"Container":"_OWN_"}`, says: text, worked: shows("net", "atk-own")},
-		{row: "POST /networks/{}/connect", ref: "net", name: "to bob's network, with an address", target: "/networks/_REF_/connect", body: `{"container":"_OWN_","endpointconfig":{"Aliases":["x"]}}`, says: text, worked: shows("net", "atk-own")},
 		{row: "POST /networks/{}/connect", ref: "held", name: "bob's container to one's own network", target: "/networks/atk-net-own/connect", body: `{"Container":"_REF_"}`, worked: shows("own net", "atk-held")},
 		{row: "POST /networks/{}/connect", ref: "held", name: "bob's container in two cases", target: "/networks/atk-net-own/connect", body: `{"Container":"_OWN_","CONTAINER":"_REF_"}`, worked: shows("own net", "atk-held")},
 		{row: "POST /networks/{}/connect", name: "with bob's network's ID in the settings", target: "/networks/atk-net-own/connect", body: `{"Container":"_OWN_","EndpointConfig":{"NetworkID":"_NET_"}}`, status: 200,

@@ -120,7 +120,9 @@ func (w *world) attack(a *attack) {
 	case a.rawFails != "" && a.worked == nil && got.status < 300:
 		w.t.Errorf("the Engine itself does not refuse it (%s): %d %.2000s", a.rawFails, got.status, got.body)
 	}
-	w.mend()
+	if verb := a.verb(); verb != "GET" && verb != "HEAD" || a.send != nil {
+		w.mend()
+	}
 }
 
 // apart is what a has and b has not, from a little before that on.

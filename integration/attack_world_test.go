@@ -3,6 +3,7 @@ package integration
 import (
 	"encoding/json"
 	"maps"
+	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -76,7 +77,7 @@ var things = map[string]thing{
 	}},
 	"own net": {kind: "networks", name: "atk-net-own", make: networkOf(lab.Alice, "atk-net-own")},
 	"plugin": {kind: "plugins", name: "atk/plugin:1", make: func(w *world) string {
-		if got := w.raw("POST", "/plugins/create?name=atk/plugin:1", pluginTar("the admin's")); got.status != 204 {
+		if got := w.raw("POST", "/plugins/create?name=atk/plugin:1", pluginTar(w)); got.status != 204 {
 			w.t.Fatal(got)
 		}
 		return "atk/plugin:1"
@@ -100,6 +101,10 @@ type world struct {
 	t    *testing.T
 	id   map[string]string
 	seen map[string]string
+	// engine is a client of the Engine itself.
+	engine *http.Client
+	// plugins counts the plugins that were made: no two may be the same.
+	plugins int
 	// since is when bob was last seen to do something.
 	since time.Time
 	// strict is a proxy whose switches are all set to deny.
@@ -113,26 +118,39 @@ func newWorld(t *testing.T) *world {
 	if err := os.WriteFile(conf, []byte("preset: strict\nbuilds: {buildkit: deny}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, id: make(map[string]string)}
+	w := &world{t: t, id: make(map[string]string), seen: make(map[string]string), engine: lab.HTTPClient(theEngine.Socket)}
 	w.strict = ownProxy(t, theEngine.Socket, "--config", conf)
 	was := w.lists()
 	t.Cleanup(func() {
 		w.t = t
 		w.removeAllBut(was)
+		w.engine.CloseIdleConnections()
 	})
 	w.fill()
 	return w
 }
 
-// fill makes what is missing and remembers how everything looks.
+// fill makes what is missing and remembers how it looks.
 func (w *world) fill() {
 	w.t.Helper()
+	// Where something cannot be made, there is nothing to go on with.
+	was := w.seen
+	w.seen = nil
+	fresh := make(map[string]bool)
 	for _, key := range order {
 		if w.id[key] == "" {
 			w.id[key] = things[key].make(w)
+			fresh[key] = true
 		}
 	}
-	w.seen = w.look()
+	for _, key := range order {
+		// Others have joined a network since.
+		if fresh[key] || things[key].kind == "networks" {
+			was[key] = w.one(key)
+		}
+	}
+	was["lists"] = w.lists()
+	w.seen = was
 }
 
 // mend removes what the Engine has since the last look, and makes anew what
@@ -147,8 +165,10 @@ func (w *world) mend() {
 	if now["own"] != was["own"] {
 		w.remove("containers", w.id["own"])
 	}
-	// Networks look as before when nobody has joined them.
-	now = w.look()
+	// Networks look as before when nobody is in them any more that was not.
+	for _, key := range []string{"net", "idle net", "own net", "own"} {
+		now[key] = w.one(key)
+	}
 	stale := make(map[string]bool)
 	for _, key := range order {
 		stale[key] = now[key] != was[key]
@@ -166,8 +186,6 @@ func (w *world) mend() {
 			w.id[key] = ""
 		}
 	}
-	// Without a look there is nothing to go on with.
-	w.seen = nil
 	w.fill()
 }
 
@@ -295,7 +313,7 @@ func (w *world) forms(key string) []string {
 	case "volumes", "exec":
 		return []string{id}
 	}
-	few, all := 1, "\n"+w.lists()
+	few, all := 1, "\n"+w.seen["lists"]
 	for strings.Count(all, "\n"+one.kind+"/"+id[:few]) > 1 {
 		few++
 	}
@@ -305,7 +323,7 @@ func (w *world) forms(key string) []string {
 // raw asks the Engine itself.
 func (w *world) raw(method, target, body string) answer {
 	w.t.Helper()
-	return ask(w.t, theEngine.Socket, method, target, body)
+	return askBy(w.t, w.engine, method, target, body)
 }
 
 // must asks as a person, wants success, and returns the ID that comes back.

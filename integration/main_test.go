@@ -129,6 +129,14 @@ type answer struct {
 // ask sends one request over a socket.
 func ask(t *testing.T, socket, method, target, body string, headers ...string) answer {
 	t.Helper()
+	c := lab.HTTPClient(socket)
+	defer c.CloseIdleConnections()
+	return askBy(t, c, method, target, body, headers...)
+}
+
+// askBy sends one request by a client.
+func askBy(t *testing.T, c *http.Client, method, target, body string, headers ...string) answer {
+	t.Helper()
 	req, err := http.NewRequestWithContext(limit(t), method, "http://docker/", bytes.NewReader([]byte(body)))
 	if err != nil {
 		t.Fatal(err)
@@ -142,9 +150,7 @@ func ask(t *testing.T, socket, method, target, body string, headers ...string) a
 	for i := 0; i+1 < len(headers); i += 2 {
 		req.Header.Set(headers[i], headers[i+1])
 	}
-	c := lab.HTTPClient(socket)
 	c.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	defer c.CloseIdleConnections()
 	resp, err := c.Do(req)
 	if err != nil {
 		t.Fatalf("%s %s: %v", method, target, err)

@@ -143,12 +143,11 @@ func (x *exchange) ownBuildID(key, prefix string) {
 	if id == "" {
 		return
 	}
-	id, upload := strings.CutPrefix(id, prefix)
-	id = x.subject.User + "/" + id
-	if upload {
-		id = prefix + id
+	rest, has := strings.CutPrefix(id, prefix)
+	if !has {
+		prefix = ""
 	}
-	x.setQuery(key, id)
+	x.setQuery(key, prefix+x.subject.User+"/"+rest)
 }
 
 // buildNetwork checks the network that the steps of a build are to join.
