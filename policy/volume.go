@@ -14,7 +14,10 @@ func localDriver(name string) bool { return name == "" || name == "local" }
 
 // NewVolume decides whether a volume may be created. Options of the local
 // driver are mount options: o=bind,device=/etc reads the host.
-func NewVolume(req *volume.CreateOptions) Verdict {
+func NewVolume(p *Profile, req *volume.CreateOptions) Verdict {
+	if p.volumeOptions() {
+		return allow("new-volume")
+	}
 	switch {
 	case req.ClusterVolumeSpec != nil:
 		return refuse("volume-driver", "Permission denied: cluster volumes are for admins only on this server.")
@@ -78,9 +81,9 @@ func VolumeReferences(req *container.CreateRequest) []VolumeReference {
 
 // VolumeDrivers decides about the drivers of the volumes that a container is to
 // mount.
-func VolumeDrivers(req *container.CreateRequest) Verdict {
+func VolumeDrivers(p *Profile, req *container.CreateRequest) Verdict {
 	hc := req.HostConfig
-	if hc == nil {
+	if hc == nil || p.volumeOptions() {
 		return allow("volume-driver")
 	}
 	if !localDriver(hc.VolumeDriver) {
@@ -93,7 +96,7 @@ func VolumeDrivers(req *container.CreateRequest) Verdict {
 		if m.VolumeOptions == nil || m.VolumeOptions.DriverConfig == nil {
 			continue
 		}
-		v := NewVolume(&volume.CreateOptions{Driver: m.VolumeOptions.DriverConfig.Name, DriverOpts: m.VolumeOptions.DriverConfig.Options})
+		v := NewVolume(p, &volume.CreateOptions{Driver: m.VolumeOptions.DriverConfig.Name, DriverOpts: m.VolumeOptions.DriverConfig.Options})
 		if !v.Allowed() {
 			return v
 		}

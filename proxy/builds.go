@@ -45,7 +45,7 @@ func build(x *exchange) (policy.Verdict, error) {
 	x.one("version")
 	x.one("remote")
 	x.ownBuildID("buildid", "upload-request:")
-	if v := policy.BuildContext(x.query.Get("remote"), x.srv.Switches.RemoteBuilds); !v.Allowed() {
+	if v := policy.BuildContext(x.query.Get("remote"), x.switches().RemoteBuilds); !v.Allowed() {
 		return v, nil
 	}
 	kit := x.query.Get("version") == "2"
@@ -107,6 +107,9 @@ func (x *exchange) classicBuild() (policy.Verdict, error) {
 	if err != nil || !verdict.Allowed() {
 		return verdict, err
 	}
+	if v, err := x.buildUlimits(); err != nil || !v.Allowed() {
+		return v, err
+	}
 	var labels map[string]string
 	if text := x.query.Get("labels"); text != "" {
 		if err := json.Unmarshal([]byte(text), &labels); err != nil {
@@ -150,6 +153,25 @@ func (x *exchange) ownBuildID(key, prefix string) {
 	x.setQuery(key, prefix+x.subject.User+"/"+rest)
 }
 
+// buildUlimits checks the limits of a build's steps.
+func (x *exchange) buildUlimits() (policy.Verdict, error) {
+	text := x.query.Get("ulimits")
+	if text == "" {
+		x.query.Del("ulimits")
+		return policy.Pass(), nil
+	}
+	var list []*container.Ulimit
+	if err := json.Unmarshal([]byte(text), &list); err != nil {
+		return policy.Verdict{}, badRequest("the ulimits parameter cannot be read: %v", err)
+	}
+	rebuilt, err := json.Marshal(list)
+	if err != nil {
+		return policy.Verdict{}, badRequest("the ulimits parameter cannot be rebuilt: %v", err)
+	}
+	x.setQuery("ulimits", string(rebuilt))
+	return policy.BuildUlimits(x.profile(), list), nil
+}
+
 // buildNetwork checks the network that the steps of a build are to join.
 func (x *exchange) buildNetwork() (policy.Verdict, error) {
 	mode := x.query.Get("networkmode")
@@ -161,7 +183,7 @@ func (x *exchange) buildNetwork() (policy.Verdict, error) {
 		}
 		return v, err
 	}
-	if v, decided := policy.BuildNetwork(mode); decided {
+	if v, decided := policy.BuildNetwork(x.profile(), mode); decided {
 		return v, nil
 	}
 	obj, v, err := x.network(mode, policy.Read)
@@ -174,7 +196,7 @@ func (x *exchange) buildNetwork() (policy.Verdict, error) {
 // buildKit lets a build session through, or not: what happens inside it the proxy
 // does not see.
 func buildKit(x *exchange) (policy.Verdict, error) {
-	return policy.BuildKit(x.srv.Switches.BuildKit), nil
+	return policy.BuildKit(x.switches().BuildKit), nil
 }
 
 // setQuery sets a parameter to one value.

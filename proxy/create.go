@@ -63,6 +63,9 @@ func createContainer(x *exchange) (policy.Verdict, error) {
 	if v := policy.LabelSize(req.Labels); !v.Allowed() {
 		return v, nil
 	}
+	if v := policy.HostVerdict(x.profile(), &req); !v.Allowed() {
+		return v, nil
+	}
 	for _, step := range []func(*container.CreateRequest) (policy.Verdict, error){x.createImages, x.createNetworks, x.createVolumes} {
 		v, err := step(&req)
 		if err != nil || !v.Allowed() {
@@ -72,6 +75,7 @@ func createContainer(x *exchange) (policy.Verdict, error) {
 			verdict = v
 		}
 	}
+	policy.Harden(x.profile(), &req)
 	if err := x.stampRequest(&req); err != nil {
 		return policy.Verdict{}, err
 	}

@@ -237,7 +237,7 @@ func (p people) ByUID(uid uint32) (policy.Subject, error) {
 	if !ok {
 		return policy.Subject{}, fmt.Errorf("uid %d is not served here", uid)
 	}
-	return policy.Subject{User: name, UID: uid, Group: "student", Slice: name, Admin: name == "admin", Mode: p.mode}, nil
+	return policy.Subject{User: name, UID: uid, Group: "student", Slice: name, Admin: name == "admin", Mode: p.mode, Profile: &policy.Profile{Name: "open", OwnershipOnly: true}}, nil
 }
 
 func (p people) ByName(name string) (policy.Subject, error) {

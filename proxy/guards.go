@@ -49,7 +49,7 @@ func pruneBuildCache(x *exchange) (policy.Verdict, error) {
 
 // unknownRoute decides about what no row matches.
 func unknownRoute(x *exchange) (policy.Verdict, error) {
-	return policy.UnknownRoute(x.subject, x.r.Method, x.path, x.srv.Switches.UnknownRoutes), nil
+	return policy.UnknownRoute(x.subject, x.r.Method, x.path, x.switches().UnknownRoutes), nil
 }
 
 // container resolves ref, checks that the subject may use it, and returns it
@@ -60,7 +60,7 @@ func (x *exchange) container(ref string, use policy.Use) (policy.Object, policy.
 		return obj, policy.Verdict{}, err
 	}
 	x.touch(obj.ID)
-	return obj, policy.AccessObject(x.subject, obj, use, x.srv.Switches.UnownedContainers), nil
+	return obj, policy.AccessObject(x.subject, obj, use, x.switches().UnownedContainers), nil
 }
 
 // touch puts an object into the audit record, once.
@@ -166,17 +166,33 @@ func (x *exchange) one(key string) {
 }
 
 func updateContainer(x *exchange) (policy.Verdict, error) {
-	if _, _, err := rewrite[container.UpdateConfig](x); err != nil {
+	req, _, err := rewrite[container.UpdateConfig](x)
+	if err != nil {
 		return policy.Verdict{}, err
 	}
-	return changeContainer(x)
+	v, err := changeContainer(x)
+	if err != nil || !v.Allowed() {
+		return v, err
+	}
+	if host := policy.UpdateVerdict(x.profile(), &req); !host.Allowed() {
+		return host, nil
+	}
+	return v, nil
 }
 
 func createExec(x *exchange) (policy.Verdict, error) {
-	if _, _, err := rewrite[container.ExecOptions](x); err != nil {
+	req, _, err := rewrite[container.ExecOptions](x)
+	if err != nil {
 		return policy.Verdict{}, err
 	}
-	return changeContainer(x)
+	v, err := changeContainer(x)
+	if err != nil || !v.Allowed() {
+		return v, err
+	}
+	if host := policy.ExecVerdict(x.profile(), &req); !host.Allowed() {
+		return host, nil
+	}
+	return v, nil
 }
 
 // exec resolves the exec in the path to its container's owner. Exec IDs have no
@@ -187,7 +203,7 @@ func (x *exchange) exec(use policy.Use) (policy.Verdict, error) {
 		return policy.Verdict{}, err
 	}
 	x.touch(obj.ID)
-	return policy.AccessObject(x.subject, obj, use, x.srv.Switches.UnownedContainers), nil
+	return policy.AccessObject(x.subject, obj, use, x.switches().UnownedContainers), nil
 }
 
 func readExec(x *exchange) (policy.Verdict, error)   { return x.exec(policy.Read) }
@@ -222,4 +238,20 @@ func answerExecCreated(x *exchange, _ *upstream, resp *http.Response) error {
 	return x.replayJSON(resp, &created, func() {
 		x.srv.Ledger.AddExec(created.ID, x.rec.Objects[len(x.rec.Objects)-1])
 	})
+}
+
+// switches are the daemon's, or all set to deny by the subject's profile.
+func (x *exchange) switches() Switches {
+	if x.profile().FailClosed {
+		return Switches{}
+	}
+	return x.srv.Switches
+}
+
+// profile is the subject's, or one that allows nothing.
+func (x *exchange) profile() *policy.Profile {
+	if x.subject.Profile == nil {
+		return &policy.Profile{Name: "none"}
+	}
+	return x.subject.Profile
 }

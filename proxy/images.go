@@ -131,7 +131,7 @@ func (x *exchange) useTag(use policy.TagUse, tag string, all engine.ImageList) (
 		return policy.Verdict{}, err
 	}
 	x.touch(tag)
-	return policy.ChangeTag(x.subject, t, use, x.srv.Switches.UnownedResources), nil
+	return policy.ChangeTag(x.subject, t, use, x.switches().UnownedResources), nil
 }
 
 // tag gathers what decides about a tag; who stands on it only where that is asked
@@ -389,7 +389,7 @@ func (x *exchange) removeWhole(img *engine.Image) (policy.Verdict, error) {
 		}
 	}
 	t := policy.Tag{Name: img.ID, Present: true, Writer: owner, Standing: standing}
-	return policy.ChangeTag(x.subject, t, policy.RemoveTag, x.srv.Switches.UnownedResources), nil
+	return policy.ChangeTag(x.subject, t, policy.RemoveTag, x.switches().UnownedResources), nil
 }
 
 // othersBelow reports whether an image was built on a nameless one of somebody

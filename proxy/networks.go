@@ -25,7 +25,7 @@ func (x *exchange) network(ref string, use policy.Use) (policy.Object, policy.Ve
 	if obj.Owner == "" && policy.BuiltInNetwork(obj.Ref) {
 		return obj, policy.Verdict{Outcome: policy.Allow, Rule: "built-in-network"}, nil
 	}
-	return obj, policy.AccessObject(x.subject, obj, use, x.srv.Switches.UnownedResources), nil
+	return obj, policy.AccessObject(x.subject, obj, use, x.switches().UnownedResources), nil
 }
 
 // pathNetwork checks the network in the path and writes its full ID there.
@@ -90,7 +90,7 @@ func createNetwork(x *exchange) (policy.Verdict, error) {
 			return policy.Verdict{}, &statusError{http.StatusConflict, "network with name " + req.Name + " already exists"}
 		}
 	}
-	v := policy.NewNetwork(&req, x.srv.Networks, count)
+	v := policy.NewNetwork(x.profile(), &req, x.srv.Networks, count)
 	if !v.Allowed() {
 		return v, nil
 	}

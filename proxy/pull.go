@@ -105,7 +105,7 @@ func createImage(x *exchange) (policy.Verdict, error) {
 	if x.query.Get("fromImage") != "" {
 		return x.pull(x.r.Context())
 	}
-	if v := policy.ImportSource(x.query.Get("fromSrc"), x.srv.Switches.RemoteBuilds); !v.Allowed() {
+	if v := policy.ImportSource(x.query.Get("fromSrc"), x.switches().RemoteBuilds); !v.Allowed() {
 		return v, nil
 	}
 	if v := policy.CommitChanges(x.query["changes"]); !v.Allowed() {

@@ -52,7 +52,7 @@ func (x *exchange) pathVolume(use policy.Use) (policy.Verdict, error) {
 		return policy.Verdict{}, err
 	}
 	x.touch(obj.ID)
-	return policy.AccessObject(x.subject, obj, use, x.srv.Switches.UnownedResources), nil
+	return policy.AccessObject(x.subject, obj, use, x.switches().UnownedResources), nil
 }
 
 // readVolume shows one volume. Compose looks for a name before it makes a volume, so
@@ -80,7 +80,7 @@ func createVolume(x *exchange) (policy.Verdict, error) {
 	if _, err := x.decode(&req); err != nil {
 		return policy.Verdict{}, err
 	}
-	v := policy.NewVolume(&req)
+	v := policy.NewVolume(x.profile(), &req)
 	if !v.Allowed() {
 		return v, nil
 	}
@@ -100,7 +100,7 @@ func answerVolume(x *exchange, _ *upstream, resp *http.Response) error {
 		return err
 	}
 	obj := policy.Object{Kind: "volume", ID: v.Name, Ref: v.Name, Owner: policy.OwnerOf(v.Labels), Protected: policy.IsProtected(v.Labels)}
-	verdict := policy.AccessObject(x.subject, obj, policy.Read, x.srv.Switches.UnownedResources)
+	verdict := policy.AccessObject(x.subject, obj, policy.Read, x.switches().UnownedResources)
 	if !verdict.Allowed() {
 		x.refuse(policy.TakenVolume(verdict, ""))
 		return nil
@@ -116,7 +116,7 @@ func answerVolume(x *exchange, _ *upstream, resp *http.Response) error {
 // reserved with the owner's labels first, so that of two users who want one name
 // at the same time one gets it and the other is told whose it is.
 func (x *exchange) createVolumes(req *container.CreateRequest) (policy.Verdict, error) {
-	verdict := policy.VolumeDrivers(req)
+	verdict := policy.VolumeDrivers(x.profile(), req)
 	if !verdict.Allowed() {
 		return verdict, nil
 	}
@@ -138,7 +138,7 @@ func (x *exchange) createVolumes(req *container.CreateRequest) (policy.Verdict, 
 			return policy.Verdict{}, err
 		}
 		x.touch(obj.ID)
-		v := policy.AccessObject(x.subject, obj, policy.Read, x.srv.Switches.UnownedResources)
+		v := policy.AccessObject(x.subject, obj, policy.Read, x.switches().UnownedResources)
 		if !v.Allowed() {
 			return policy.TakenVolume(v, ref.Field), nil
 		}

@@ -12,8 +12,9 @@ var emptyFile yaml.Node
 
 func newCheckConfig() *cobra.Command {
 	var (
-		flags configFlags
-		print bool
+		flags   configFlags
+		print   bool
+		explain string
 	)
 	cmd := &cobra.Command{
 		Use:   "check-config",
@@ -21,17 +22,22 @@ func newCheckConfig() *cobra.Command {
 		Long: `Reads the configuration and the limits file and reports every problem with its
 place. Nothing is dialled and nothing is written.`,
 		Example: `  ds01-proxy check-config
-  ds01-proxy check-config --config /etc/ds01-proxy/config.yaml --print`,
+  ds01-proxy check-config --config /etc/ds01-proxy/config.yaml --print
+  ds01-proxy check-config --explain alice`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := flags.load(cmd)
 			if err != nil {
 				return err
 			}
-			if _, err := readGroups(c.LimitsFile); err != nil {
+			g, err := readGroups(c.LimitsFile)
+			if err != nil {
 				return err
 			}
 			out := cmd.OutOrStdout()
+			if explain != "" {
+				return c.explain(out, explain, g.of(explain))
+			}
 			if print {
 				text, err := yaml.Marshal(c)
 				if err != nil {
@@ -45,6 +51,7 @@ place. Nothing is dialled and nothing is written.`,
 		},
 	}
 	flags.register(cmd)
+	cmd.Flags().StringVar(&explain, "explain", "", "print what `USER` may do and where each line comes from")
 	cmd.Flags().BoolVar(&print, "print", false, "print the configuration that holds, defaults and flags included")
 	return cmd
 }

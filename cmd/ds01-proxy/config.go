@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -40,14 +42,23 @@ type config struct {
 	Enforcement       string            `yaml:"enforcement"`
 	EnforcementGroups map[string]string `yaml:"enforcement_groups"`
 	EnforcementUsers  map[string]string `yaml:"enforcement_users"`
-	Preset            string            `yaml:"preset"`
-	UnownedContainers string            `yaml:"unowned_containers"`
-	UnownedResources  string            `yaml:"unowned_resources"`
-	Images            string            `yaml:"images"`
-	UnknownRoutes     string            `yaml:"unknown_routes"`
-	Networks          networksConfig    `yaml:"networks"`
-	Builds            buildsConfig      `yaml:"builds"`
+	Profile           string            `yaml:"profile"`
+	ProfileGroups     map[string]string `yaml:"profile_groups"`
+	ProfileUsers      map[string]string `yaml:"profile_users"`
+	// Profiles are the configuration's own, beside those that are built in.
+	Profiles          map[string]yaml.Node `yaml:"profiles,omitempty"`
+	Preset            string               `yaml:"preset"`
+	UnownedContainers string               `yaml:"unowned_containers"`
+	UnownedResources  string               `yaml:"unowned_resources"`
+	Images            string               `yaml:"images"`
+	UnknownRoutes     string               `yaml:"unknown_routes"`
+	Networks          networksConfig       `yaml:"networks"`
+	Builds            buildsConfig         `yaml:"builds"`
 
+	// root is the file, read are the profiles and policies what the rules see of them.
+	root     yaml.Node
+	read     profiles
+	policies map[string]*policy.Profile
 	// only are the users of --user.
 	only []users.Account
 }
@@ -120,11 +131,18 @@ func parseConfig(name string, text []byte) (*config, error) {
 			found = append(found, name+": more than one YAML document; keep the first")
 		}
 	}
-	for _, p := range c.validate(&root) {
+	c.root = root
+	var wrong problems
+	c.read, wrong = readProfiles(c.Profiles)
+	for _, p := range append(wrong, c.validate(&root)...) {
 		found = append(found, fmt.Sprintf("%s: %s", name, p))
 	}
 	if len(found) > 0 {
 		return nil, found
+	}
+	c.policies = make(map[string]*policy.Profile, len(c.read))
+	for name, p := range c.read {
+		c.policies[name] = p.policy(name)
 	}
 	if c.Preset == "strict" {
 		c.UnownedContainers, c.UnownedResources, c.UnknownRoutes = "deny", "deny", "deny"
@@ -220,6 +238,19 @@ func (c *config) validate(root *yaml.Node) problems {
 			}
 		}
 	}
+	for _, m := range []struct {
+		key   string
+		names map[string]string
+	}{{"profile_groups", c.ProfileGroups}, {"profile_users", c.ProfileUsers}} {
+		for _, who := range slices.Sorted(maps.Keys(m.names)) {
+			if c.read[m.names[who]] == nil {
+				say([]string{m.key, who}, "there is no profile %q", m.names[who])
+			}
+		}
+	}
+	if c.read[c.Profile] == nil {
+		say([]string{"profile"}, "there is no profile %q", c.Profile)
+	}
 	for _, s := range []struct{ key, value string }{
 		{"unowned_containers", c.UnownedContainers}, {"unowned_resources", c.UnownedResources}, {"unknown_routes", c.UnknownRoutes},
 	} {
@@ -279,8 +310,6 @@ func (c *config) refresh() time.Duration {
 	return d
 }
 
-// switchOf and modeOf read values that were validated; what is not valid denies
-// and enforces.
 // visibilityOf is who sees the images that a user built; anything but shared hides.
 func visibilityOf(s string) policy.Visibility {
 	if s == "shared" {
@@ -289,6 +318,8 @@ func visibilityOf(s string) policy.Visibility {
 	return policy.ImagesPrivate
 }
 
+// switchOf and modeOf read values that were validated; what is not valid denies
+// and enforces.
 func switchOf(s string) policy.Switch {
 	v, err := policy.ParseSwitch(s)
 	if err != nil {
@@ -336,5 +367,9 @@ func (c *config) rules(g *groups) users.Rules {
 		AdminGroups: append(append([]string(nil), c.Admins.Groups...), g.adminGroups...),
 		GroupOf:     g.of,
 		ModeOf:      c.modeOf,
+		ProfileOf: func(user, group string) *policy.Profile {
+			name, _ := c.profileOf(user, group)
+			return c.policies[name]
+		},
 	}
 }

@@ -48,6 +48,9 @@ type Rules struct {
 	GroupOf func(user string) string
 	// ModeOf returns how far the rules are enforced for a user of a group.
 	ModeOf func(user, group string) policy.Mode
+	// ProfileOf returns what a user's containers may ask of the host; nil where that
+	// is nothing.
+	ProfileOf func(user, group string) *policy.Profile
 }
 
 // How long answers of NSS about users who cannot be enumerated are believed.
@@ -178,10 +181,14 @@ func canLogIn(shell string) bool {
 // subject makes the subject of an account. d.mu is held.
 func (d *Directory) subject(a Account, admin bool) policy.Subject {
 	group := d.rules.GroupOf(a.Name)
-	return policy.Subject{
+	s := policy.Subject{
 		User: a.Name, UID: a.UID, Group: group, Slice: d.slices[a.UID],
 		Admin: admin, Mode: d.rules.ModeOf(a.Name, group),
 	}
+	if d.rules.ProfileOf != nil {
+		s.Profile = d.rules.ProfileOf(a.Name, group)
+	}
+	return s
 }
 
 // ByName returns the subject of a user who is served.
