@@ -217,6 +217,11 @@ func leaksEnvironment(w *world, a answer) bool {
 	if !ok {
 		return false
 	}
+	// The process is the runtime's for a moment yet.
+	eventually(w.t, "the container's own program runs", func() bool {
+		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", c.State.Pid))
+		return err == nil && strings.Contains(string(line), "docker-init")
+	})
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", c.State.Pid))
 	if err != nil {
 		w.t.Fatal(err)

@@ -169,6 +169,10 @@ func (w *world) mend() {
 	for _, key := range []string{"net", "idle net", "own net", "own"} {
 		now[key] = w.one(key)
 	}
+	if now["exec"] != was["exec"] || now["tty"] != was["tty"] {
+		// A container shows the end of an exec some time after the exec does.
+		now["run"] = ""
+	}
 	stale := make(map[string]bool)
 	for _, key := range order {
 		stale[key] = now[key] != was[key]

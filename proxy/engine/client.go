@@ -96,6 +96,10 @@ func (c *Client) do(req *http.Request) (*http.Response, error) {
 	if json.Unmarshal(text, &e) != nil || e.Message == "" {
 		e.Message = fmt.Sprintf("the Engine answered %s", resp.Status)
 	}
+	if resp.StatusCode < http.StatusBadRequest {
+		// Redirects are not followed, nor anybody's to see.
+		resp.StatusCode = http.StatusBadGateway
+	}
 	if resp.StatusCode == http.StatusNotFound {
 		return nil, fmt.Errorf("%w: %w", ErrNotFound, &StatusError{resp.StatusCode, e.Message})
 	}

@@ -107,6 +107,9 @@ func (m *Images) Remove(ctx context.Context, ref string, noprune bool) ([]Remove
 // Explain asks the Engine for an image that was not found, for the words in which
 // it says so.
 func (m *Images) Explain(ctx context.Context, ref string) error {
+	if _, err := reference.ParseAnyReference(ref); err != nil {
+		return &StatusError{http.StatusBadRequest, err.Error()}
+	}
 	var one struct{ ID string }
 	err := m.client.getJSON(ctx, "/images/"+url.PathEscape(ref)+"/json", &one)
 	if err == nil {

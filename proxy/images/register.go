@@ -68,6 +68,7 @@ func Open(path string, now func() time.Time) (*Register, error) {
 	if err != nil {
 		return nil, fmt.Errorf("image register: %w", err)
 	}
+	r.state = state{}
 	if err := json.Unmarshal(text, &r.state); err != nil {
 		return nil, fmt.Errorf("image register %s cannot be read: %w; mend it, or move it away and lose who wrote which tag", path, err)
 	}
