@@ -1,0 +1,157 @@
+// Package binds puts directories of the host before containers in a form that
+// cannot be turned against the host: opened as the user would, and mounted anew
+// without set-user-id programs and devices, with the user's files alone mapped to
+// the container's user.
+package binds
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// A Caller is who a source is opened for: what the kernel asks when it decides about
+// a path.
+type Caller struct {
+	UID, GID uint32
+	Groups   []uint32
+}
+
+// An OpenError says why a source is not opened, for the user who named it.
+type OpenError struct {
+	Path string
+	Err  error
+}
+
+// Error returns the sentence that the user reads.
+func (e *OpenError) Error() string { return fmt.Sprintf("%s: %v", e.Path, e.Err) }
+
+// Unwrap returns the kernel's error.
+func (e *OpenError) Unwrap() error { return e.Err }
+
+// Open opens path as the caller would reach it: their own permission to search every
+// directory on the way decides, and to read the thing itself, and to write it where
+// write is true. Links are followed as the caller would, but not those of /proc that
+// lead out of it. A missing directory is made as the caller, where create, asked
+// about the path without links of what there is above it, says so. The file
+// returned is only a place (O_PATH); real is its path without links.
+func Open(c Caller, path string, write bool, create func(real string) bool) (f *os.File, real string, err error) {
+	type result struct {
+		fd  int
+		err error
+	}
+	done := make(chan result)
+	go func() {
+		// The thread takes the caller's rights and ends with them: it is never unlocked.
+		runtime.LockOSThread()
+		fd, err := openAs(c, path, write, create)
+		done <- result{fd, err}
+	}()
+	r := <-done
+	if r.err != nil {
+		return nil, "", &OpenError{path, r.err}
+	}
+	f = os.NewFile(uintptr(r.fd), path)
+	if real, err = realPath(r.fd); err != nil {
+		return nil, "", errors.Join(&OpenError{path, err}, f.Close())
+	}
+	return f, real, nil
+}
+
+// realPath is the path of an open file, without links.
+func realPath(fd int) (string, error) { return os.Readlink("/proc/self/fd/" + strconv.Itoa(fd)) }
+
+// openAs runs on a thread of its own, whose rights it changes.
+func openAs(c Caller, path string, write bool, create func(string) bool) (int, error) {
+	if err := become(c); err != nil {
+		return -1, err
+	}
+	path = filepath.Clean(path)
+	fd, err := place(unix.AT_FDCWD, path, 0)
+	if errors.Is(err, unix.ENOENT) && create != nil {
+		fd, err = makeAll(path, create)
+	}
+	if err != nil {
+		return -1, err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return -1, errors.Join(err, unix.Close(fd))
+	}
+	mode := uint32(unix.R_OK)
+	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		mode |= unix.X_OK
+	}
+	if write {
+		mode |= unix.W_OK
+	}
+	if err := unix.Faccessat2(fd, "", mode, unix.AT_EMPTY_PATH|unix.AT_EACCESS); err != nil {
+		return -1, errors.Join(err, unix.Close(fd))
+	}
+	return fd, nil
+}
+
+// become gives the calling thread alone the caller's rights to files. The kernel's
+// calls are used as they are, since the libraries' change all threads.
+func become(c Caller) error {
+	groups := c.Groups
+	var list *uint32
+	if len(groups) > 0 {
+		list = &groups[0]
+	}
+	if err := setGroups(list, len(groups)); err != nil {
+		return fmt.Errorf("take the caller's groups: %w", err)
+	}
+	// These two return the former value and no error: asking again tells.
+	_, _ = unix.SetfsgidRetGid(int(c.GID))
+	_, _ = unix.SetfsuidRetUid(int(c.UID))
+	gid, _ := unix.SetfsgidRetGid(-1)
+	uid, _ := unix.SetfsuidRetUid(-1)
+	if uint32(gid) != c.GID || uint32(uid) != c.UID {
+		return errors.New("the kernel does not let this process act as the caller")
+	}
+	return nil
+}
+
+// place opens a path as a place, without the links of /proc that lead anywhere.
+func place(dir int, path string, flags uint64) (int, error) {
+	for {
+		fd, err := unix.Openat2(dir, path, &unix.OpenHow{
+			Flags: unix.O_PATH | unix.O_CLOEXEC | flags, Resolve: unix.RESOLVE_NO_MAGICLINKS,
+		})
+		if !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EAGAIN) {
+			return fd, err
+		}
+	}
+}
+
+// makeAll makes a directory and those above it that are missing, as the caller,
+// below the nearest that there is, if create says so of that one.
+func makeAll(path string, create func(real string) bool) (int, error) {
+	above, missing := filepath.Split(path)
+	above = filepath.Clean(above)
+	dir, err := place(unix.AT_FDCWD, above, unix.O_DIRECTORY)
+	if errors.Is(err, unix.ENOENT) && above != "/" {
+		dir, err = makeAll(above, create)
+	}
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(dir)
+	real, err := realPath(dir)
+	if err != nil {
+		return -1, err
+	}
+	if !create(real) {
+		return -1, unix.ENOENT
+	}
+	if err := unix.Mkdirat(dir, missing, 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
+		return -1, err
+	}
+	return place(dir, missing, unix.O_DIRECTORY|unix.O_NOFOLLOW)
+}
