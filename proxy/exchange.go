@@ -57,6 +57,10 @@ type exchange struct {
 	ends []func()
 	// stream, where set, is forwarded in place of the client's body.
 	stream io.Reader
+	// made are the images that the Engine says this request made, loaded the names
+	// that it says it loaded, before the images that there were.
+	made, loaded []string
+	before       map[string]bool
 	// images are all that the Engine has, where a guard asked for them.
 	images engine.ImageList
 

@@ -127,11 +127,12 @@ func (p *imagePrune) remove(img *engine.Image, all engine.ImageList) error {
 			return nil
 		}
 	}
-	end, holder := x.srv.Tags.Begin(x.subject.User, img.RepoTags)
-	defer end()
-	if holder != "" {
+	end, err := x.srv.Tags.Begin(x.subject.User, append(slices.Clone(img.RepoTags), img.ID), nil)
+	if err != nil {
+		// Somebody is writing one of them.
 		return nil
 	}
+	defer end()
 	names := []string{img.ID}
 	if len(img.RepoTags) > 0 {
 		names = nil

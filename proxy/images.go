@@ -1,12 +1,9 @@
 package proxy
 
 import (
-	"context"
-	"fmt"
 	"net/http"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/distribution/reference"
 	"go.uber.org/zap"
@@ -42,88 +39,6 @@ func splitTag(short string) (repo, tag string) {
 	return short[:i], short[i+1:]
 }
 
-// claimTags reserves tags for the rest of the exchange and decides whether the
-// subject may use them so.
-func (x *exchange) claimTags(use policy.TagUse, tags []string) (policy.Verdict, error) {
-	tags = slices.Compact(slices.Sorted(slices.Values(tags)))
-	if len(tags) > maxTags {
-		return policy.Verdict{}, badRequest("the request writes %d tags; %d is the most", len(tags), maxTags)
-	}
-	if use != policy.RemoveTag {
-		for _, tag := range tags {
-			if v := policy.ImageName(tag); !v.Allowed() {
-				return v, nil
-			}
-		}
-	}
-	end, holder := x.srv.Tags.Begin(x.subject.User, tags)
-	if holder != "" {
-		return policy.Verdict{Rule: "tag-busy", Reason: fmt.Sprintf(
-			"Permission denied: this image belongs to %s, who is writing %s at this moment. Use another name or tag.", holder, strings.Join(tags, " or "))}, nil
-	}
-	x.atEnd(end)
-	// What was listed before may have changed until here.
-	x.images = nil
-	all, err := x.allImages()
-	if err != nil {
-		return policy.Verdict{}, err
-	}
-	verdict := policy.Verdict{Outcome: policy.Allow, Rule: "image-tags"}
-	for _, tag := range tags {
-		v, err := x.useTag(use, tag, all)
-		if err != nil || !v.Allowed() {
-			return v, err
-		}
-		if v.Outcome == policy.FailOpen {
-			verdict = v
-		}
-	}
-	if use != policy.RemoveTag {
-		err = x.rememberTags(use == policy.PullTag, tags)
-	}
-	return verdict, err
-}
-
-// rememberTags remembers the subject as the writer of tags: of new ones at once, for
-// the case that nothing can be done any more when they are written, and of all when
-// the exchange is over, by what became of them.
-func (x *exchange) rememberTags(pulled bool, tags []string) error {
-	before := make(map[string]string, len(tags))
-	var fresh []string
-	for _, tag := range tags {
-		if img := x.images.Tagged(tag); img != nil {
-			before[tag] = img.ID
-		} else {
-			fresh = append(fresh, tag)
-		}
-	}
-	x.atEnd(func() {
-		// The client may be gone by now.
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(x.r.Context()), lookAfter)
-		defer cancel()
-		all, err := x.srv.Images.All(ctx)
-		if err != nil {
-			x.logged("see what became of tags", err)
-			return
-		}
-		var written, gone []string
-		for _, tag := range tags {
-			switch img := all.Tagged(tag); {
-			case img == nil:
-				gone = append(gone, tag)
-			case img.ID != before[tag]:
-				written = append(written, tag)
-			}
-		}
-		x.logged("remember who wrote tags", x.srv.Writings.Wrote(x.subject.User, pulled, written))
-		x.logged("forget tags that were not written", x.srv.Forgetter.Forget(gone))
-	})
-	return x.srv.Writings.Wrote(x.subject.User, pulled, fresh)
-}
-
-// lookAfter bounds the question what became of tags that were to be written.
-const lookAfter = 10 * time.Second
-
 // useTag decides about one tag.
 func (x *exchange) useTag(use policy.TagUse, tag string, all engine.ImageList) (policy.Verdict, error) {
 	t, err := x.tag(tag, all, true)
@@ -149,8 +64,7 @@ func (x *exchange) tag(tag string, all engine.ImageList, standing bool) (policy.
 	t.Present = true
 	if !known {
 		// Not through here: by a session of BuildKit, by the admin, or pulled.
-		repo, _ := splitTag(tag)
-		t.Pulled = slices.ContainsFunc(img.RepoDigests, func(d string) bool { return strings.HasPrefix(d, repo+"@") })
+		t.Pulled = fromRegistry(img, tag)
 	}
 	if !standing {
 		return t, nil
@@ -200,12 +114,12 @@ func (x *exchange) standing(img *engine.Image, all engine.ImageList, tag string)
 	return others, nil
 }
 
-// builders are those who made an image: by its label, or because they brought it.
+// builders are those who made an image: who is remembered to have, or else by its
+// label. Labels of what a registry has are whoever's who pushed it.
 func (x *exchange) builders(img *engine.Image) []string {
 	builders := x.srv.Tags.Builders(img.ID)
-	if owner := policy.OwnerOf(img.Labels); owner != "" && len(img.RepoDigests) == 0 && !slices.Contains(builders, owner) {
-		// Labels of what a registry has are whoever's who pushed it.
-		return append(slices.Clone(builders), owner)
+	if owner := policy.OwnerOf(img.Labels); owner != "" && len(builders) == 0 && len(img.RepoDigests) == 0 {
+		return []string{owner}
 	}
 	return builders
 }
@@ -265,7 +179,8 @@ func tagImage(x *exchange) (policy.Verdict, error) {
 	}
 	x.setTag(tag)
 	x.path = replaceReference(x.path, "/images/", source, found.ID)
-	return x.claimTags(policy.WriteTag, []string{tag})
+	return x.claimTags(&claim{use: policy.WriteTag, tags: []string{tag}, source: found.ID,
+		proof: func(img *engine.Image, _ string) bool { return img.ID == found.ID }})
 }
 
 // setTag writes the tag that was decided on into the query.
@@ -287,7 +202,7 @@ func (x *exchange) commitTag() (policy.Verdict, error) {
 		return policy.Verdict{}, err
 	}
 	x.setTag(tag)
-	return x.claimTags(policy.WriteTag, []string{tag})
+	return x.claimTags(&claim{use: policy.WriteTag, tags: []string{tag}, proof: x.proved})
 }
 
 // buildTags decides about the names that a build gives its image: the parameter t,
@@ -313,7 +228,7 @@ func (x *exchange) buildTags(exported []string) (policy.Verdict, error) {
 	if _, ok := x.query["t"]; ok {
 		x.query["t"] = tags
 	}
-	return x.claimTags(policy.WriteTag, tags)
+	return x.claimTags(&claim{use: policy.WriteTag, tags: tags, proof: x.proved})
 }
 
 // removeImage removes a name, or an image with all of its names.
@@ -336,7 +251,11 @@ func removeImage(x *exchange) (policy.Verdict, error) {
 			forward = found.ID
 		}
 	}
-	v, err := x.claimTags(policy.RemoveTag, tags)
+	c := &claim{use: policy.RemoveTag, tags: tags}
+	if found.Tag == "" {
+		c.whole = found.ID
+	}
+	v, err := x.claimTags(c)
 	if err != nil || !v.Allowed() {
 		return v, err
 	}
@@ -344,7 +263,8 @@ func removeImage(x *exchange) (policy.Verdict, error) {
 	if !ok || found.Tag == "" && len(now.RepoTags) != len(tags) {
 		return policy.Verdict{}, &statusError{http.StatusConflict, "the image " + ref + " has changed at this moment; try again"}
 	}
-	if found.Tag == "" {
+	if found.Tag == "" || len(now.RepoTags) == 1 {
+		// With its last name the image goes too.
 		whole, err := x.removeWhole(now.Image)
 		if err != nil || !whole.Allowed() {
 			return whole, err
@@ -381,12 +301,11 @@ func (x *exchange) removeWhole(img *engine.Image) (policy.Verdict, error) {
 	if err != nil {
 		return policy.Verdict{}, err
 	}
-	owner := x.subject.User
-	if builders := x.builders(img); len(img.RepoTags) == 0 && !slices.Contains(builders, owner) {
-		owner = ""
-		if len(builders) > 0 {
-			owner = builders[0]
-		}
+	owner := ""
+	if builders := x.builders(img); slices.Contains(builders, x.subject.User) || len(builders) == 0 && len(img.RepoTags) > 0 {
+		owner = x.subject.User
+	} else if len(builders) > 0 {
+		owner = builders[0]
 	}
 	t := policy.Tag{Name: img.ID, Present: true, Writer: owner, Standing: standing}
 	return policy.ChangeTag(x.subject, t, policy.RemoveTag, x.switches().UnownedResources), nil

@@ -127,29 +127,95 @@ func saveImages(x *exchange) (policy.Verdict, error) {
 	return policy.Verdict{Outcome: policy.Allow, Rule: "own-images"}, nil
 }
 
-// createImages checks the images that a container is to be made of.
+// createImages checks the images that a container is to be made of, and writes what
+// was found in place of what could come to mean another one.
 func (x *exchange) createImages(req *container.CreateRequest) (policy.Verdict, error) {
 	verdict := policy.Verdict{Outcome: policy.Allow, Rule: "own-images"}
 	if x.imagesShared() {
 		return verdict, nil
 	}
-	refs := []string{req.Image}
+	refs := []*string{&req.Image}
 	if req.HostConfig != nil {
-		for _, m := range req.HostConfig.Mounts {
-			if m.Type == mount.TypeImage {
-				refs = append(refs, m.Source)
+		for i := range req.HostConfig.Mounts {
+			if m := &req.HostConfig.Mounts[i]; m.Type == mount.TypeImage {
+				refs = append(refs, &m.Source)
 			}
 		}
 	}
 	for _, ref := range refs {
-		if ref == "" {
+		if *ref == "" {
 			continue
 		}
-		if _, err := x.image(ref); err != nil {
+		found, err := x.image(*ref)
+		switch {
+		case err != nil:
 			return policy.Verdict{}, err
+		case found.Tag != "":
+			// With its tag, a name cannot be the start of an ID too.
+			*ref = engineName(found.Tag)
+		case !found.Named:
+			*ref = found.ID
 		}
 	}
 	return verdict, nil
+}
+
+// listImages checks the images that filters name.
+func listImages(x *exchange) (policy.Verdict, error) {
+	if x.imagesShared() {
+		return policy.Pass(), nil
+	}
+	args, err := x.filters()
+	if err != nil {
+		return policy.Verdict{}, err
+	}
+	for _, key := range []string{"before", "since"} {
+		for _, ref := range args.Get(key) {
+			found, err := x.image(ref)
+			if err != nil {
+				return policy.Verdict{}, err
+			}
+			args.Del(key, ref)
+			args.Add(key, found.ID)
+		}
+	}
+	return policy.Verdict{Outcome: policy.Allow, Rule: "own-images"}, x.setFilters(args)
+}
+
+// answerHistory leaves out the names that the subject does not see.
+func answerHistory(x *exchange, up *upstream, resp *http.Response) error {
+	if x.imagesShared() {
+		return x.pass(up, resp)
+	}
+	var layers []map[string]json.RawMessage
+	if _, err := x.readAnswer(resp, &layers); err != nil {
+		return err
+	}
+	for _, layer := range layers {
+		var tags []string
+		if json.Unmarshal(layer["Tags"], &tags) != nil || tags == nil {
+			continue
+		}
+		seen := x.seenTags(tags)
+		if len(seen) == 0 {
+			seen = nil
+		}
+		var err error
+		if layer["Tags"], err = json.Marshal(seen); err != nil {
+			return err
+		}
+	}
+	return x.replyJSON(resp, layers)
+}
+
+// seenTags keeps the names that the subject sees.
+func (x *exchange) seenTags(tags []string) (seen []string) {
+	for _, name := range tags {
+		if t, _ := x.tag(name, x.images, false); policy.SeesTag(x.subject, t, x.srv.ImageMode) {
+			seen = append(seen, name)
+		}
+	}
+	return seen
 }
 
 // answerImages leaves out what others built.
@@ -190,12 +256,7 @@ func (x *exchange) ownImages(list []json.RawMessage) ([]json.RawMessage, error) 
 		if !ok || !policy.SeesImage(x.subject, x.view(found.Image, all), x.srv.ImageMode) {
 			continue
 		}
-		var tags []string
-		for _, name := range img.RepoTags {
-			if t, _ := x.tag(name, all, false); policy.SeesTag(x.subject, t, x.srv.ImageMode) {
-				tags = append(tags, name)
-			}
-		}
+		tags := x.seenTags(img.RepoTags)
 		if len(tags) < len(img.RepoTags) {
 			if err := json.Unmarshal(one, &fields); err != nil {
 				return nil, err
@@ -245,6 +306,9 @@ func (x *exchange) ownImageEvent(e *eventType) bool {
 	x.images = nil
 	all, err := x.allImages()
 	if err != nil {
+		return false
+	}
+	if tag, err := shortTag(e.Actor.Attributes["name"], ""); err == nil && len(x.seenTags([]string{tag})) == 0 {
 		return false
 	}
 	found, ok := all.Find(e.Actor.ID)

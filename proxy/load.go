@@ -12,14 +12,17 @@ import (
 	"io"
 	"net/http"
 	"path"
+	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/distribution/reference"
 	"github.com/klauspost/compress/zstd"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/ds01/ds01-proxy/policy"
+	"github.com/ds01/ds01-proxy/proxy/engine"
 )
 
 // A refusedBody ends a body that is decided on while it is forwarded.
@@ -52,7 +55,14 @@ func (x *exchange) refuseBody(r *refusedBody) error {
 // it to the end before it does anything: the names in it are decided on before the
 // end is sent.
 func loadImages(x *exchange) (policy.Verdict, error) {
+	if err := x.knowImages(); err != nil {
+		return policy.Verdict{}, err
+	}
 	if x.subject.Mode == policy.ModeFull {
+		if !x.srv.buffered.take(x.subject.User, loadShare) {
+			return policy.Verdict{}, &statusError{http.StatusTooManyRequests, "too many archives of yours are being loaded at once; load them one after another"}
+		}
+		x.buffered += loadShare
 		pr, pw := io.Pipe()
 		a := &imageArchive{x: x, links: make(map[string]bool), seen: make(map[string]bool)}
 		done := make(chan struct{})
@@ -105,6 +115,9 @@ var descriptions = map[string]func([]byte) (rebuilt []byte, names []string, err 
 	"index.json":    readIndex,
 }
 
+// firstEntry is an empty file, which the Engine does not look at.
+const firstEntry = "0-first"
+
 // copy writes the archive anew.
 func (a *imageArchive) copy(dst io.Writer, src io.Reader) error {
 	plain, err := decompress(src)
@@ -120,6 +133,13 @@ func (a *imageArchive) copy(dst io.Writer, src io.Reader) error {
 		}
 		if err != nil {
 			return refusedArchive("it is not a whole tar archive: %v", err)
+		}
+		if n == 0 {
+			// The Engine tells by the first bytes how an archive is packed, and these are the
+			// first entry's name: it is not the client's to choose.
+			if err := out.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: firstEntry, Mode: 0o600}); err != nil {
+				return err
+			}
 		}
 		if n > maxEntries {
 			return refusedArchive("it has more than %d entries", maxEntries)
@@ -151,7 +171,10 @@ func (a *imageArchive) entry(out *tar.Writer, in io.Reader, h *tar.Header) error
 			return refusedArchive("the entry %.200q lies behind a link", h.Name)
 		}
 	}
-	fresh := &tar.Header{Typeflag: h.Typeflag, Name: name, Linkname: h.Linkname, Size: h.Size, Mode: h.Mode, Uid: h.Uid, Gid: h.Gid, ModTime: h.ModTime}
+	if !printable(name) || !printable(h.Linkname) {
+		return refusedArchive("the entry %.200q has a name that no image's has", h.Name)
+	}
+	fresh := &tar.Header{Typeflag: h.Typeflag, Name: name, Linkname: h.Linkname, Size: h.Size, Mode: h.Mode & 0o777, ModTime: time.Unix(0, 0)}
 	describe := descriptions[name]
 	switch h.Typeflag {
 	case tar.TypeDir:
@@ -181,6 +204,9 @@ func (a *imageArchive) entry(out *tar.Writer, in io.Reader, h *tar.Header) error
 	if err != nil || len(text) > maxDescription {
 		return refusedArchive("%s is larger than %d bytes, or cut", name, maxDescription)
 	}
+	if tooManyTokens(text) {
+		return refusedArchive("%s has more than %d values", name, maxTokens)
+	}
 	text, names, err := describe(text)
 	if err != nil {
 		return refusedArchive("%s: %v", name, err)
@@ -194,6 +220,11 @@ func (a *imageArchive) entry(out *tar.Writer, in io.Reader, h *tar.Header) error
 	}
 	_, err = out.Write(text)
 	return err
+}
+
+// printable reports whether a text is of printable ASCII alone.
+func printable(s string) bool {
+	return strings.IndexFunc(s, func(c rune) bool { return c < ' ' || c > '~' }) < 0
 }
 
 // claim decides about the names of images. It runs beside the exchange's own
@@ -211,11 +242,15 @@ func (a *imageArchive) claim(names []string) error {
 		return nil
 	}
 	own := &exchange{srv: a.x.srv, conn: a.x.conn, r: a.x.r, subject: a.x.subject}
-	v, err := own.claimTags(policy.WriteTag, tags)
+	v, err := own.claimTags(&claim{use: policy.WriteTag, tags: tags, proof: func(_ *engine.Image, tag string) bool {
+		// Asked when the answer has been read.
+		return slices.Contains(a.x.loaded, tag)
+	}})
 	a.mu.Lock()
 	a.ends = append(a.ends, own.ends...)
 	a.mu.Unlock()
 	if err != nil || !v.Allowed() {
+		a.end()
 		return &refusedBody{verdict: v, err: err}
 	}
 	return nil
@@ -225,11 +260,17 @@ func (a *imageArchive) claim(names []string) error {
 func (a *imageArchive) end() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for _, f := range a.ends {
+	for _, f := range slices.Backward(a.ends) {
 		f()
 	}
 	a.ends = nil
 }
+
+// maxWindow is the largest window of a zstd stream, in bytes: that of its level 19.
+const maxWindow = 8 << 20
+
+// loadShare is how much of a user's share of memory an archive takes, in bytes.
+const loadShare = 2 * maxWindow
 
 // decompress reads what docker save wrote, plain or compressed as the Engine
 // takes it.
@@ -242,7 +283,7 @@ func decompress(r io.Reader) (io.ReadCloser, error) {
 	case bytes.HasPrefix(head, []byte("BZh")):
 		return io.NopCloser(bzip2.NewReader(br)), nil
 	case bytes.HasPrefix(head, []byte{0x28, 0xb5, 0x2f, 0xfd}):
-		z, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(128<<20))
+		z, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
 		if err != nil {
 			return nil, err
 		}
@@ -332,68 +373,4 @@ func readOne(text []byte, v any) error {
 		return errors.New("something follows the JSON")
 	}
 	return nil
-}
-
-// answerLoaded remembers who brought an image that has no name, and answerImported
-// who imported one.
-func answerLoaded(x *exchange, up *upstream, resp *http.Response) error {
-	return x.watchIDs(up, resp, "Loaded image ID: ")
-}
-
-func answerImported(x *exchange, up *upstream, resp *http.Response) error {
-	if x.query.Get("fromImage") != "" {
-		return x.pass(up, resp)
-	}
-	return x.watchIDs(up, resp, "")
-}
-
-// watchIDs passes an answer on and remembers the IDs of images in it: those that
-// follow prefix in a message.
-func (x *exchange) watchIDs(up *upstream, resp *http.Response, prefix string) error {
-	resp.Body = &idWatcher{ReadCloser: resp.Body, x: x, prefix: prefix}
-	return x.pass(up, resp)
-}
-
-// maxMessage is the longest line of a progress stream, in bytes, that is looked at.
-const maxMessage = 16 << 10
-
-// An idWatcher reads along with a progress stream.
-type idWatcher struct {
-	io.ReadCloser
-	x      *exchange
-	prefix string
-	line   []byte
-}
-
-func (w *idWatcher) Read(p []byte) (int, error) {
-	n, err := w.ReadCloser.Read(p)
-	for _, c := range p[:n] {
-		if c != '\n' {
-			if len(w.line) < maxMessage {
-				w.line = append(w.line, c)
-			}
-			continue
-		}
-		w.look()
-	}
-	if err != nil {
-		w.look()
-	}
-	return n, err
-}
-
-// look looks at one line.
-func (w *idWatcher) look() {
-	var m struct{ Stream, Status string }
-	line := w.line
-	w.line = w.line[:0]
-	if json.Unmarshal(line, &m) != nil {
-		return
-	}
-	for text := range strings.Lines(m.Stream + m.Status) {
-		id, ok := strings.CutPrefix(strings.TrimSpace(text), w.prefix)
-		if ok && strings.HasPrefix(id, "sha256:") && len(id) == len("sha256:")+64 {
-			w.x.logged("remember who brought an image", w.x.srv.Writings.Built(w.x.subject.User, id))
-		}
-	}
 }

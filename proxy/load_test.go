@@ -59,7 +59,7 @@ func manifest(names ...string) string {
 func load(t *testing.T, b *bed, archive []byte) (reply, []arrival) {
 	t.Helper()
 	b.engine.take()
-	b.engine.answer(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, `{"stream":"Loaded"}`) })
+	b.engine.answer(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, `{"stream":"Loaded image: new:1\n"}`) })
 	got := b.raw(t, fmt.Sprintf("POST /images/load HTTP/1.1\r\nHost: d\r\nContent-Type: application/x-tar\r\nContent-Length: %d\r\n\r\n%s", len(archive), archive))
 	return got, b.engine.take()
 }
@@ -112,19 +112,23 @@ func TestLoadRefusesWhatCanBeReadInTwoWays(t *testing.T) {
 	b := newBed(t)
 	whole := pack(t, files{plain("manifest.json", manifest("new:1"))})
 	for what, archive := range map[string][]byte{
-		"two manifests":          pack(t, files{plain("manifest.json", manifest("new:1")), plain("manifest.json", manifest("new:2"))}),
-		"a link for a manifest":  pack(t, files{plain("m", manifest("taken:1")), link(tar.TypeSymlink, "manifest.json", "m")}),
-		"a hard link for it":     pack(t, files{plain("m", manifest("taken:1")), link(tar.TypeLink, "manifest.json", "m")}),
-		"a directory behind it":  pack(t, files{link(tar.TypeSymlink, "d", "."), plain("d/manifest.json", manifest("taken:1"))}),
-		"a deeper directory":     pack(t, files{link(tar.TypeSymlink, "a/d", ".."), plain("a/d/x/manifest.json", manifest("taken:1"))}),
-		"a link to a link":       pack(t, files{link(tar.TypeSymlink, "d", "."), link(tar.TypeLink, "e", "d"), plain("e/manifest.json", manifest("taken:1"))}),
-		"a device":               pack(t, files{{Name: "dev", Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 3}}),
-		"a name that is none":    pack(t, files{plain("index.json", `{"manifests":[{"annotations":{"io.containerd.image.name":"UPPER"}}]}`)}),
-		"a manifest with a tail": pack(t, files{plain("manifest.json", manifest("new:1")+`[]`)}),
-		"a manifest that is cut": pack(t, files{plain("manifest.json", `[{"RepoTags":["new`)}),
-		"no archive":             []byte("this is no archive, however long it may be"),
-		"half an archive":        whole[:530],
-		"xz":                     append([]byte{0xfd, '7', 'z', 'X', 'Z', 0}, make([]byte, 600)...),
+		"two manifests":                pack(t, files{plain("manifest.json", manifest("new:1")), plain("manifest.json", manifest("new:2"))}),
+		"a link for a manifest":        pack(t, files{plain("m", manifest("taken:1")), link(tar.TypeSymlink, "manifest.json", "m")}),
+		"a hard link for it":           pack(t, files{plain("m", manifest("taken:1")), link(tar.TypeLink, "manifest.json", "m")}),
+		"a directory behind it":        pack(t, files{link(tar.TypeSymlink, "d", "."), plain("d/manifest.json", manifest("taken:1"))}),
+		"a deeper directory":           pack(t, files{link(tar.TypeSymlink, "a/d", ".."), plain("a/d/x/manifest.json", manifest("taken:1"))}),
+		"a link to a link":             pack(t, files{link(tar.TypeSymlink, "d", "."), link(tar.TypeLink, "e", "d"), plain("e/manifest.json", manifest("taken:1"))}),
+		"a device":                     pack(t, files{{Name: "dev", Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 3}}),
+		"a name that is none":          pack(t, files{plain("index.json", `{"manifests":[{"annotations":{"io.containerd.image.name":"UPPER"}}]}`)}),
+		"a manifest with a tail":       pack(t, files{plain("manifest.json", manifest("new:1")+`[]`)}),
+		"a manifest that is cut":       pack(t, files{plain("manifest.json", `[{"RepoTags":["new`)}),
+		"a name that is a gzip header": pack(t, files{{Name: "./\x1f\x8b\x08\x04xyz", Typeflag: tar.TypeReg, Mode: 1 << 40, Format: tar.FormatGNU}, plain("manifest.json", manifest("new:1"))}),
+		"a name that is a zstd header": pack(t, files{{Name: "./P*M\x18x\x02", Typeflag: tar.TypeReg}, plain("manifest.json", manifest("new:1"))}),
+		"a link to what is no name":    pack(t, files{link(tar.TypeSymlink, "l", "\x1f\x8b")}),
+		"a manifest of nothing, often": pack(t, files{plain("manifest.json", "["+strings.Repeat("{},", maxTokens)+"{}]")}),
+		"no archive":                   []byte("this is no archive, however long it may be"),
+		"half an archive":              whole[:530],
+		"xz":                           append([]byte{0xfd, '7', 'z', 'X', 'Z', 0}, make([]byte, 600)...),
 	} {
 		got, arrived := load(t, b, archive)
 		if got.status != http.StatusBadRequest || !strings.Contains(got.message(), "the archive cannot be loaded") {
@@ -178,6 +182,9 @@ func TestLoadForwardsArchives(t *testing.T) {
 			t.Errorf("%s: what follows the end arrived", what)
 		}
 		r := tar.NewReader(strings.NewReader(arrived[0].Body))
+		if h, err := r.Next(); err != nil || h.Name != firstEntry || !strings.HasPrefix(arrived[0].Body, firstEntry) {
+			t.Errorf("%s: the archive begins with %v, %v", what, h, err)
+		}
 		for _, want := range entries {
 			h, err := r.Next()
 			if err != nil {
@@ -203,9 +210,7 @@ func TestLoadForwardsArchives(t *testing.T) {
 		t.Errorf("new:1 was written by %v", w)
 	}
 	eventually(t, func() bool {
-		end, holder := b.server.Tags.Begin("bob", []string{"new:1"})
-		end()
-		return holder == ""
+		return free(b, "new:1")
 	})
 }
 
@@ -219,16 +224,21 @@ func TestAWrittenTagIsReserved(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, func() bool {
-		end, holder := b.server.Tags.Begin("bob", []string{"held:1"})
-		end()
-		return holder == "alice"
+		return !free(b, "held:1")
 	})
 	c.Close()
 	eventually(t, func() bool {
-		end, holder := b.server.Tags.Begin("bob", []string{"held:1"})
-		end()
-		return holder == ""
+		return free(b, "held:1")
 	})
+}
+
+// free reports whether bob could write a tag now.
+func free(b *bed, tag string) bool {
+	end, err := b.server.Tags.Begin("bob", []string{tag}, nil)
+	if err == nil {
+		end()
+	}
+	return err == nil
 }
 
 // eventually polls until ok is true or a deadline passes.

@@ -9,6 +9,7 @@ import (
 	"github.com/distribution/reference"
 
 	"github.com/ds01/ds01-proxy/policy"
+	"github.com/ds01/ds01-proxy/proxy/engine"
 )
 
 // pull decides about tags that a registry's content is to get.
@@ -47,14 +48,23 @@ func (x *exchange) pull(ctx context.Context) (policy.Verdict, error) {
 
 // pullTag lets a pull through unless it would move a tag under others' feet. Where
 // they stand on what the registry has anyway, it goes on by digest, whatever the
-// registry may say next.
+// registry may say next. Another platform's image is other content, as if the
+// caller wrote it.
 func (x *exchange) pullTag(ctx context.Context, tag, platform string) (policy.Verdict, error) {
-	v, err := x.claimTags(policy.PullTag, []string{tag})
+	c := &claim{use: policy.PullTag, tags: []string{tag}, pulled: true, proof: fromRegistry}
+	same, err := x.samePlatform(ctx, tag, platform)
+	if err != nil {
+		return policy.Verdict{}, err
+	}
+	if !same {
+		c.use = policy.WriteTag
+	}
+	v, err := x.claimTags(c)
 	if err != nil || v.Rule == "tag-busy" || v.Rule == "image-name" {
 		return v, err
 	}
 	img := x.images.Tagged(tag)
-	if v.Allowed() || img == nil {
+	if v.Allowed() || img == nil || !same {
 		return v, nil
 	}
 	repo, _ := splitTag(tag)
@@ -64,7 +74,7 @@ func (x *exchange) pullTag(ctx context.Context, tag, platform string) (policy.Ve
 			digests = append(digests, digest)
 		}
 	}
-	if len(digests) == 0 || platform != "" {
+	if len(digests) == 0 {
 		return v, nil
 	}
 	there, err := x.srv.Registry.Digest(ctx, x.query.Get("fromImage")+":"+x.query.Get("tag"), x.r.Header.Get("X-Registry-Auth"))
@@ -76,6 +86,39 @@ func (x *exchange) pullTag(ctx context.Context, tag, platform string) (policy.Ve
 	}
 	x.setQuery("tag", there)
 	return policy.Verdict{Outcome: policy.Allow, Rule: "pull-unmoved"}, nil
+}
+
+// fromRegistry reports whether an image came from the registry by a tag's name.
+func fromRegistry(img *engine.Image, tag string) bool {
+	repo, _ := splitTag(tag)
+	return slices.ContainsFunc(img.RepoDigests, func(d string) bool { return strings.HasPrefix(d, repo+"@") })
+}
+
+// samePlatform reports whether a pull for a platform leaves a tag one of the
+// platform that it is of now, if it is there.
+func (x *exchange) samePlatform(ctx context.Context, tag, platform string) (bool, error) {
+	if platform == "" {
+		return true, nil
+	}
+	all, err := x.allImages()
+	if err != nil {
+		return false, err
+	}
+	img := all.Tagged(tag)
+	if img == nil {
+		return true, nil
+	}
+	now, err := x.srv.Registry.Platform(ctx, img.ID)
+	if err != nil {
+		return false, err
+	}
+	wanted := strings.ToLower(platform)
+	for from, to := range map[string]string{"/x86_64": "/amd64", "/aarch64": "/arm64", "/arm64/v8": "/arm64", "/amd64/v1": "/amd64"} {
+		if strings.HasSuffix(wanted, from) {
+			wanted = strings.TrimSuffix(wanted, from) + to
+		}
+	}
+	return wanted == now, nil
 }
 
 // pullAll decides about a pull of all tags of a repository: the Engine may move any
@@ -96,7 +139,7 @@ func (x *exchange) pullAll(repo string) (policy.Verdict, error) {
 			}
 		}
 	}
-	return x.claimTags(policy.PullTag, tags)
+	return x.claimTags(&claim{use: policy.PullTag, tags: tags, pulled: true, proof: fromRegistry})
 }
 
 // createImage pulls, or imports an archive of files as an image.

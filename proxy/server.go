@@ -96,14 +96,16 @@ type Images interface {
 type Registry interface {
 	// Digest returns what a name stands for.
 	Digest(ctx context.Context, name, auth string) (string, error)
+	// Platform returns an image's operating system and architecture.
+	Platform(ctx context.Context, imageID string) (string, error)
 	// Remove removes an image that no container uses.
 	Remove(ctx context.Context, ref string, noprune bool) ([]engine.Removed, error)
 }
 
 // Tags says who wrote the names of images.
 type Tags interface {
-	// Begin reserves tags; holder says who has one of them reserved.
-	Begin(user string, tags []string) (end func(), holder string)
+	// Begin reserves names for a user, some of them together with others.
+	Begin(user string, own, shared []string) (end func(), err error)
 	Writer(tag string) (w images.Writer, known bool)
 	// Builders returns who brought an image.
 	Builders(imageID string) []string

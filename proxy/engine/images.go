@@ -86,6 +86,13 @@ func (m *Images) Digest(ctx context.Context, name, auth string) (string, error) 
 	return answer.Descriptor.Digest, nil
 }
 
+// Platform asks for an image's platform, such as linux/amd64.
+func (m *Images) Platform(ctx context.Context, imageID string) (string, error) {
+	var one struct{ Os, Architecture string }
+	err := m.client.getJSON(ctx, "/images/"+imageID+"/json", &one)
+	return one.Os + "/" + one.Architecture, err
+}
+
 // Removed is one line of what a removal did.
 type Removed struct {
 	Untagged string `json:",omitempty"`

@@ -43,23 +43,34 @@ type Register struct {
 
 	mu    sync.Mutex
 	state state
-	// busy are the tags that somebody is writing or removing at this moment.
-	busy map[string]*hold
+	// busy are the names that somebody is writing or removing at this moment; held
+	// counts them by user.
+	busy map[string][]*hold
+	held map[string]int
 	// saving is held while the file is written, which is done without mu; changed
 	// counts changes, saved is the count that the file has.
 	saving         sync.Mutex
 	changed, saved uint64
 }
 
-// A hold is one user's reservation of a tag, by any number of requests.
+// A hold is one request's reservation of a name.
 type hold struct {
-	user  string
-	count int
+	user   string
+	shared bool
 }
+
+// A HeldError says that somebody else has a name reserved.
+type HeldError struct{ User string }
+
+// Error names them.
+func (e *HeldError) Error() string { return e.User + " is writing it" }
+
+// maxHeld is how many names one user may have reserved at a time.
+const maxHeld = 256
 
 // Open reads the register in path, which need not exist yet.
 func Open(path string, now func() time.Time) (*Register, error) {
-	r := &Register{path: path, now: now, busy: make(map[string]*hold),
+	r := &Register{path: path, now: now, busy: make(map[string][]*hold), held: make(map[string]int),
 		state: state{Version: version, Tags: make(map[string]Writer), Images: make(map[string][]string)}}
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -84,35 +95,44 @@ func Open(path string, now func() time.Time) (*Register, error) {
 	return r, nil
 }
 
-// Begin reserves tags for a user who is about to write or remove them. Where
-// somebody else has one of them reserved, holder says who, and nothing is
-// reserved. The function returned gives them back.
-func (r *Register) Begin(user string, tags []string) (end func(), holder string) {
+// Begin reserves names for a user who is about to write or remove them: own for the
+// user alone, shared together with others who share them. Nothing is reserved where
+// that cannot be had. Errors: HeldError. The function returned gives the names back.
+func (r *Register) Begin(user string, own, shared []string) (end func(), err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, tag := range tags {
-		if h := r.busy[tag]; h != nil && h.user != user {
-			return func() {}, h.user
+	total := len(own) + len(shared)
+	if r.held[user]+total > maxHeld {
+		return nil, fmt.Errorf("you are writing more than %d tags at once; wait until some are done", maxHeld)
+	}
+	for i, name := range append(own[:len(own):len(own)], shared...) {
+		for _, h := range r.busy[name] {
+			if h.user != user && !(h.shared && i >= len(own)) {
+				return nil, &HeldError{h.user}
+			}
 		}
 	}
-	for _, tag := range tags {
-		if h := r.busy[tag]; h != nil {
-			h.count++
-		} else {
-			r.busy[tag] = &hold{user: user, count: 1}
+	holds := make(map[string]*hold, total)
+	for i, name := range append(own[:len(own):len(own)], shared...) {
+		if holds[name] == nil {
+			h := &hold{user: user, shared: i >= len(own)}
+			holds[name] = h
+			r.busy[name] = append(r.busy[name], h)
 		}
 	}
+	r.held[user] += total
 	return func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		for _, tag := range tags {
-			if h := r.busy[tag]; h != nil {
-				if h.count--; h.count == 0 {
-					delete(r.busy, tag)
-				}
+		for name, h := range holds {
+			if r.busy[name] = slices.DeleteFunc(r.busy[name], func(o *hold) bool { return o == h }); len(r.busy[name]) == 0 {
+				delete(r.busy, name)
 			}
 		}
-	}, ""
+		if r.held[user] -= total; r.held[user] == 0 {
+			delete(r.held, user)
+		}
+	}, nil
 }
 
 // Writer returns who wrote a tag.
@@ -157,16 +177,16 @@ func (r *Register) Built(user, id string) error {
 	})
 }
 
-// grace is how long a tag that does not exist keeps its writer: it may be about
-// to be written.
-const grace = time.Hour
+// grace is how long a tag that does not exist keeps its writer: whoever says so may
+// have looked before it was written.
+const grace = time.Minute
 
 // Keep forgets what does not exist any more.
 func (r *Register) Keep(exists func(tagOrID string) bool) error {
 	return r.change(func() bool {
 		changed := false
 		for tag, w := range r.state.Tags {
-			if r.busy[tag] == nil && r.now().Sub(w.Since) > grace && !exists(tag) {
+			if len(r.busy[tag]) == 0 && r.now().Sub(w.Since) > grace && !exists(tag) {
 				delete(r.state.Tags, tag)
 				changed = true
 			}

@@ -1,6 +1,7 @@
 package images
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -71,7 +72,7 @@ func TestRegisterKeepsWhatMayComeToBe(t *testing.T) {
 	r := open(t, filepath.Join(t.TempDir(), "images.json"), c)
 	must(t, r.Wrote("alice", false, []string{"there:1", "gone:1", "busy:1"}))
 	must(t, r.Built("alice", "sha256:gone"))
-	end, _ := r.Begin("alice", []string{"busy:1"})
+	end := begin(t, r, "alice", []string{"busy:1"})
 	exists := func(name string) bool { return name == "there:1" }
 	known := func() (names []string) {
 		for _, name := range []string{"there:1", "gone:1", "busy:1"} {
@@ -100,34 +101,53 @@ func TestRegisterKeepsWhatMayComeToBe(t *testing.T) {
 	}
 }
 
-// TestBegin reserves tags for one user at a time.
+// begin reserves names and wants to get them.
+func begin(t *testing.T, r *Register, user string, own []string, shared ...string) (end func()) {
+	t.Helper()
+	end, err := r.Begin(user, own, shared)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return end
+}
+
+// TestBegin reserves names for one user, or for several who share them.
 func TestBegin(t *testing.T) {
-	c := &clock{time.Now()}
-	r := open(t, filepath.Join(t.TempDir(), "images.json"), c)
-	end1, holder := r.Begin("alice", []string{"a:1", "a:2"})
-	if holder != "" {
-		t.Fatal(holder)
+	r := open(t, filepath.Join(t.TempDir(), "images.json"), &clock{time.Now()})
+	held := func(user, by string, own []string, shared ...string) {
+		t.Helper()
+		var e *HeldError
+		if _, err := r.Begin(user, own, shared); !errors.As(err, &e) || e.User != by {
+			t.Errorf("%s, %v and %v: %v, want held by %s", user, own, shared, err, by)
+		}
 	}
-	end2, holder := r.Begin("alice", []string{"a:2", "a:3"})
-	if holder != "" {
-		t.Fatal(holder)
-	}
-	if _, holder := r.Begin("bob", []string{"b:1", "a:3"}); holder != "alice" {
-		t.Errorf("a:3 is held by %q", holder)
-	}
-	if end, holder := r.Begin("carol", []string{"b:1"}); holder != "" {
-		t.Errorf("what was refused is held by %q all the same", holder)
-	} else {
-		end()
-	}
+	end1 := begin(t, r, "alice", []string{"a:1", "a:2"})
+	end2 := begin(t, r, "alice", []string{"a:2", "a:3"}, "shared")
+	held("bob", "alice", []string{"b:1", "a:3"})
+	held("bob", "alice", []string{"shared"})
+	held("bob", "alice", nil, "a:1")
+	begin(t, r, "bob", nil, "shared")()
+	begin(t, r, "carol", []string{"b:1"})()
 	end1()
-	if _, holder := r.Begin("bob", []string{"a:2"}); holder != "alice" {
-		t.Errorf("a:2 is held by %q", holder)
-	}
+	held("bob", "alice", []string{"a:2"})
 	end2()
-	if _, holder := r.Begin("bob", []string{"a:1", "a:2", "a:3"}); holder != "" {
-		t.Errorf("%q still holds one", holder)
+	begin(t, r, "bob", []string{"a:1", "a:2", "a:3", "shared", "shared"})()
+	begin(t, r, "bob", []string{"shared"}, "shared")()
+	if len(r.busy) > 0 || len(r.held) > 0 {
+		t.Errorf("still reserved: %v, %v", r.busy, r.held)
 	}
+	var many []string
+	for i := range maxHeld {
+		many = append(many, fmt.Sprint("m:", i))
+	}
+	end := begin(t, r, "alice", many)
+	var e *HeldError
+	if _, err := r.Begin("alice", []string{"one:more"}, nil); err == nil || errors.As(err, &e) {
+		t.Errorf("one more than %d: %v", maxHeld, err)
+	}
+	begin(t, r, "bob", []string{"one:more"})()
+	end()
+	begin(t, r, "alice", []string{"one:more"})()
 }
 
 // TestOpenRefusesWhatItCannotRead wants an error that says what to do, and the
