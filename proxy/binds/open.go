@@ -155,3 +155,23 @@ func makeAll(path string, create func(real string) bool) (int, error) {
 	}
 	return place(dir, missing, unix.O_DIRECTORY|unix.O_NOFOLLOW)
 }
+
+// identity says which thing a file is a place of.
+func identity(f *os.File) (device, inode uint64, err error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return 0, 0, err
+	}
+	return st.Dev, st.Ino, nil
+}
+
+// NoSuidNoDev reports whether a file is on a file system of the host that honours
+// neither set-user-id programs nor devices.
+func NoSuidNoDev(f *os.File) (bool, error) {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil {
+		return false, err
+	}
+	const both = unix.ST_NOSUID | unix.ST_NODEV
+	return st.Flags&both == both, nil
+}

@@ -8,10 +8,11 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/ds01/ds01-proxy/proxy/statefile"
 )
 
 // A Writer is who wrote a tag.
@@ -238,7 +239,7 @@ func (r *Register) change(f func() bool) error {
 	text, err := json.Marshal(&r.state)
 	r.mu.Unlock()
 	if err == nil {
-		err = replace(r.path, text)
+		err = statefile.Replace(r.path, append(text, '\n'))
 	}
 	if err != nil {
 		return fmt.Errorf("image register: %w", err)
@@ -247,31 +248,4 @@ func (r *Register) change(f func() bool) error {
 	r.saved = now
 	r.mu.Unlock()
 	return nil
-}
-
-// replace writes a file so that there is always a whole one, over a crash too.
-func replace(path string, text []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), ".register-*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(f.Name()))
-		}
-	}()
-	if _, err = f.Write(append(text, '\n')); err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err = os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }

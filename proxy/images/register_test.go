@@ -60,7 +60,7 @@ func TestRegisterIsKept(t *testing.T) {
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the file is %v, %v", info.Mode(), err)
 	}
-	if rest, err := filepath.Glob(filepath.Join(filepath.Dir(path), ".register-*")); err != nil || len(rest) > 0 {
+	if rest, err := filepath.Glob(filepath.Join(filepath.Dir(path), ".new-*")); err != nil || len(rest) > 0 {
 		t.Errorf("left beside it: %v, %v", rest, err)
 	}
 }

@@ -1,0 +1,332 @@
+package binds
+
+import (
+	"bufio"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/ds01/ds01-proxy/proxy/statefile"
+)
+
+// A Bind is one directory or file of the host that is staged for containers.
+type Bind struct {
+	// Token names the place below the staging directory.
+	Token string `json:"token"`
+	User  string `json:"user"`
+	// Caller is who it was opened for.
+	Caller Caller `json:"caller"`
+	// Source is the path as the user gave it, Real what it was without links.
+	Source string `json:"source"`
+	Real   string `json:"real"`
+	// Roots are the directories that Real must lie in.
+	Roots    []string `json:"roots"`
+	ReadOnly bool     `json:"read_only,omitempty"`
+	// Map is nil where owners are not mapped.
+	Map *Map `json:"map,omitempty"`
+	// Device and Inode say what was opened.
+	Device uint64 `json:"device"`
+	Inode  uint64 `json:"inode"`
+	// Containers are the IDs of those that use it; none while it is about to be used.
+	Containers []string  `json:"containers"`
+	Since      time.Time `json:"since"`
+}
+
+// A Stage keeps staged binds: mounts below a directory that only root can enter, and
+// a file that says what they are, from which they are made anew.
+type Stage struct {
+	dir, file string
+	now       func() time.Time
+	maps      namespaces
+
+	mu    sync.Mutex
+	binds map[string]*Bind
+}
+
+// OpenStage returns the stage in dir, which is made if it is not there, with the
+// binds that file remembers. Nothing is mounted yet; see Restore.
+func OpenStage(dir, file string, now func() time.Time) (*Stage, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("staging directory: %w", err)
+	}
+	if err := os.Chmod(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("staging directory: %w", err)
+	}
+	s := &Stage{dir: dir, file: file, now: now, binds: make(map[string]*Bind)}
+	text, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return s, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("staged binds: %w", err)
+	}
+	var list []*Bind
+	if err := json.Unmarshal(text, &list); err != nil {
+		return nil, fmt.Errorf("staged binds %s cannot be read: %w; mend it, or move it away and make containers with binds anew", file, err)
+	}
+	for _, b := range list {
+		s.binds[b.Token] = b
+	}
+	return s, nil
+}
+
+// Path is where a bind is staged.
+func (s *Stage) Path(token string) string { return filepath.Join(s.dir, token) }
+
+// Dir is the staging directory.
+func (s *Stage) Dir() string { return s.dir }
+
+// Add stages what f is a place of, and returns where. What is not given to a
+// container by Use must be dropped.
+func (s *Stage) Add(f *os.File, b Bind) (path string, err error) {
+	b.Token, b.Since = strings.ToLower(rand.Text()), s.now().UTC()
+	if b.Device, b.Inode, err = identity(f); err != nil {
+		return "", err
+	}
+	path = s.Path(b.Token)
+	s.mu.Lock()
+	s.binds[b.Token] = &b
+	err = s.save()
+	s.mu.Unlock()
+	if err == nil {
+		err = s.mount(f, &b)
+	}
+	if err != nil {
+		return "", errors.Join(err, s.Drop(b.Token))
+	}
+	return path, nil
+}
+
+// mount makes the place and mounts f there.
+func (s *Stage) mount(f *os.File, b *Bind) error {
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	path := s.Path(b.Token)
+	if info.IsDir() {
+		err = os.Mkdir(path, 0)
+	} else {
+		err = os.WriteFile(path, nil, 0)
+	}
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("staging place: %w", err)
+	}
+	var ns *os.File
+	if b.Map != nil {
+		if ns, err = s.maps.of(*b.Map); err != nil {
+			return err
+		}
+	}
+	return attach(f, path, b.ReadOnly, ns)
+}
+
+// Use says that a container uses staged binds.
+func (s *Stage) Use(container string, tokens []string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, token := range tokens {
+		if b := s.binds[token]; b != nil && !slices.Contains(b.Containers, container) {
+			b.Containers = append(slices.Clone(b.Containers), container)
+		}
+	}
+	return s.save()
+}
+
+// Of returns the binds that a container uses.
+func (s *Stage) Of(container string) []Bind {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var list []Bind
+	for _, b := range s.binds {
+		if slices.Contains(b.Containers, container) {
+			list = append(list, *b)
+		}
+	}
+	return list
+}
+
+// All returns all binds, the oldest first.
+func (s *Stage) All() []Bind {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	list := make([]Bind, 0, len(s.binds))
+	for _, b := range s.binds {
+		list = append(list, *b)
+	}
+	slices.SortFunc(list, func(a, b Bind) int { return a.Since.Compare(b.Since) })
+	return list
+}
+
+// Release says that a container is gone: what nobody else uses goes too.
+func (s *Stage) Release(container string) error {
+	s.mu.Lock()
+	var gone []string
+	changed := false
+	for token, b := range s.binds {
+		if !slices.Contains(b.Containers, container) {
+			continue
+		}
+		changed = true
+		b.Containers = slices.DeleteFunc(slices.Clone(b.Containers), func(id string) bool { return id == container })
+		if len(b.Containers) == 0 {
+			gone = append(gone, token)
+		}
+	}
+	var err error
+	if changed {
+		err = s.save()
+	}
+	s.mu.Unlock()
+	for _, token := range gone {
+		err = errors.Join(err, s.Drop(token))
+	}
+	return err
+}
+
+// Drop takes a bind away.
+func (s *Stage) Drop(token string) error {
+	if err := s.takeAway(s.Path(token)); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.binds, token)
+	return s.save()
+}
+
+// takeAway unmounts and removes a place.
+func (s *Stage) takeAway(path string) error {
+	err := detach(path)
+	if err == nil {
+		err = os.Remove(path)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("take a bind away: %w", err)
+	}
+	return nil
+}
+
+// orphanAge is how old a bind must be that no container uses, before it is taken
+// away: one that is younger may be about to be used.
+const orphanAge = 10 * time.Minute
+
+// Sweep takes away what no container of those that exist uses.
+func (s *Stage) Sweep(exists func(container string) bool) error {
+	var err error
+	for _, b := range s.All() {
+		for _, id := range b.Containers {
+			if !exists(id) {
+				err = errors.Join(err, s.Release(id))
+			}
+		}
+		if len(b.Containers) == 0 && s.now().Sub(b.Since) > orphanAge {
+			err = errors.Join(err, s.Drop(b.Token))
+		}
+	}
+	return err
+}
+
+// Restore mounts what is not mounted, as after a reboot, and takes away what nobody
+// was given: binds without a container are of a daemon that ended in between. What
+// cannot be opened any more by its user stays away, and is returned.
+func (s *Stage) Restore() (missing []Bind, err error) {
+	mounted, err := mountsBelow(s.dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range s.All() {
+		if len(b.Containers) == 0 {
+			err = errors.Join(err, s.Drop(b.Token))
+			continue
+		}
+		if mounted[s.Path(b.Token)] {
+			continue
+		}
+		if again := s.Again(b); again != nil {
+			missing = append(missing, b)
+		}
+	}
+	for path := range mounted {
+		s.mu.Lock()
+		known := s.binds[filepath.Base(path)] != nil
+		s.mu.Unlock()
+		if !known {
+			err = errors.Join(err, s.takeAway(path))
+		}
+	}
+	return missing, err
+}
+
+// Again opens a bind as its user and mounts it, where it is not mounted.
+func (s *Stage) Again(b Bind) error {
+	f, real, err := Open(b.Caller, b.Source, !b.ReadOnly, nil)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if !Inside(real, b.Roots) {
+		return &OpenError{b.Source, fmt.Errorf("it leads to %s now", real)}
+	}
+	return s.mount(f, &b)
+}
+
+// Mounted reports whether a bind is mounted.
+func (s *Stage) Mounted(token string) (bool, error) {
+	mounted, err := mountsBelow(s.dir)
+	return mounted[s.Path(token)], err
+}
+
+// Inside reports whether a path without links is one of the roots or lies below one.
+func Inside(real string, roots []string) bool {
+	return slices.ContainsFunc(roots, func(root string) bool {
+		return real == root || strings.HasPrefix(real, strings.TrimSuffix(root, "/")+"/")
+	})
+}
+
+// mountsBelow lists the mount points below a directory.
+func mountsBelow(dir string) (map[string]bool, error) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil, fmt.Errorf("list of mounts: %w", err)
+	}
+	defer f.Close()
+	// The kernel shows the path without links.
+	if real, err := filepath.EvalSymlinks(dir); err == nil {
+		dir = real
+	}
+	found := make(map[string]bool)
+	lines := bufio.NewScanner(f)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		if fields := strings.Fields(lines.Text()); len(fields) > 4 && filepath.Dir(fields[4]) == dir {
+			found[fields[4]] = true
+		}
+	}
+	return found, lines.Err()
+}
+
+// save writes the file; s.mu is held.
+func (s *Stage) save() error {
+	list := make([]*Bind, 0, len(s.binds))
+	for _, b := range s.binds {
+		list = append(list, b)
+	}
+	slices.SortFunc(list, func(a, b *Bind) int { return strings.Compare(a.Token, b.Token) })
+	text, err := json.MarshalIndent(list, "", " ")
+	if err != nil {
+		return fmt.Errorf("staged binds: %w", err)
+	}
+	if err := statefile.Replace(s.file, append(text, '\n')); err != nil {
+		return fmt.Errorf("staged binds: %w", err)
+	}
+	return nil
+}
