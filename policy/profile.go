@@ -56,6 +56,11 @@ type Profile struct {
 	Restart []string
 	// GroupAdd are additional groups; any stands for all.
 	GroupAdd []string
+	// Binds are the paths of the host that may be bound.
+	Binds []BindRoot
+	// Map are the ways in which owners of bound files may be mapped; the first is what
+	// holds where a container says nothing.
+	Map []string
 	// VolumeOpt allows drivers of volumes and networks, and their options.
 	VolumeOpt bool
 	// FailClosed denies what the daemon's switches would let through.

@@ -11,6 +11,10 @@ type Subject struct {
 	User string
 	// UID is the user's numeric id.
 	UID uint32
+	// GID is the user's primary group, and Home their home directory, "" where nobody
+	// knows one.
+	GID  uint32
+	Home string
 	// Group is the limits group that the user belongs to.
 	Group string
 	// Slice is the user's part of the slice name; no other user has the same.

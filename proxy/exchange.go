@@ -61,6 +61,9 @@ type exchange struct {
 	// that it says it loaded, before the images that there were.
 	made, loaded []string
 	before       map[string]bool
+	// runs is the image that a container is made of, staged the binds that it gets.
+	runs   engine.ImageConfig
+	staged []string
 	// images are all that the Engine has, where a guard asked for them.
 	images engine.ImageList
 

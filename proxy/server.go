@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os"
 	"sync"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 
 	"github.com/ds01/ds01-proxy/policy"
 	"github.com/ds01/ds01-proxy/proxy/audit"
+	"github.com/ds01/ds01-proxy/proxy/binds"
 	"github.com/ds01/ds01-proxy/proxy/engine"
 	"github.com/ds01/ds01-proxy/proxy/images"
 	"github.com/ds01/ds01-proxy/proxy/peercred"
@@ -54,8 +56,8 @@ type Resources interface {
 // Catalog lists what the Engine has beside containers.
 type Catalog interface {
 	Networks(ctx context.Context) ([]engine.Network, error)
-	// ImageVolumes returns the paths that an image declares as volumes.
-	ImageVolumes(ctx context.Context, image string) ([]string, error)
+	// ImageConfig returns what an image says of its containers.
+	ImageConfig(ctx context.Context, image string) (engine.ImageConfig, error)
 	// Owner returns the owner of a network or volume that an event is about.
 	Owner(ctx context.Context, kind, id string, last bool) (owner string, known bool)
 }
@@ -143,6 +145,33 @@ type Peers interface {
 	Read(c *net.UnixConn, accepted time.Duration) (peercred.Peer, error)
 	// Within reports whether the peer is where the container's first process is.
 	Within(p peercred.Peer, pid int) (bool, error)
+	// Groups returns the peer's supplementary groups.
+	Groups(c *net.UnixConn) ([]uint32, error)
+}
+
+// Stage puts paths of the host where containers can have them.
+type Stage interface {
+	// Add stages a file and returns where.
+	Add(f *os.File, b binds.Bind) (path string, err error)
+	// Use says that a container uses staged binds.
+	Use(containerID string, tokens []string) error
+	Drop(token string) error
+}
+
+// Staged says what is staged.
+type Staged interface {
+	// Of returns the binds of a container.
+	Of(containerID string) []binds.Bind
+	// Ready makes sure that a bind is mounted.
+	Ready(b binds.Bind) error
+	// Source returns what users call a path in the staging directory.
+	Source(path string) (source string, ok bool)
+}
+
+// Users knows the users of images.
+type Users interface {
+	// Lookup returns the ids of a user, written as for docker run --user.
+	Lookup(ctx context.Context, imageID, user string) (uid, gid uint32, err error)
 }
 
 // Processes says what a container runs, and on what.
@@ -182,12 +211,20 @@ type Options struct {
 	Tags      Tags
 	Writings  Writings
 	Forgetter Forgetter
+	Stage     Stage
+	Staged    Staged
+	Users     Users
 	Directory Directory
 	Recorder  Recorder
 	Peers     Peers
 	Processes Processes
 	Switches  Switches
 	Networks  policy.NetworkRules
+	// StageDir is the staging directory, Private the server's own ones, which are never
+	// bound, and SocketOf the path of a user's socket.
+	StageDir string
+	Private  []string
+	SocketOf func(user string) string
 	// ImageMode says who sees what a user built.
 	ImageMode policy.Visibility
 	Log       *zap.Logger

@@ -121,10 +121,11 @@ func (x *exchange) createVolumes(req *container.CreateRequest) (policy.Verdict, 
 		return verdict, nil
 	}
 	// Without the image nothing is made, and no name is reserved for it.
-	declared, err := x.srv.Catalog.ImageVolumes(x.r.Context(), req.Image)
+	config, err := x.srv.Catalog.ImageConfig(x.r.Context(), req.Image)
 	if err != nil {
 		return policy.Verdict{}, err
 	}
+	x.runs = config
 	refs := policy.VolumeReferences(req)
 	if len(refs) > maxReferences {
 		return policy.Verdict{}, badRequest("the request names %d volumes; %d is the most", len(refs), maxReferences)
@@ -159,6 +160,6 @@ func (x *exchange) createVolumes(req *container.CreateRequest) (policy.Verdict, 
 		}
 		inherited = append(inherited, paths...)
 	}
-	policy.LabelVolumes(req, x.subject, declared, inherited)
+	policy.LabelVolumes(req, x.subject, config.Volumes, inherited)
 	return verdict, nil
 }

@@ -48,6 +48,8 @@ type profileFile struct {
 	Publish           publishFile `yaml:"publish"`
 	Restart           []string    `yaml:"restart"`
 	GroupAdd          []string    `yaml:"group_add"`
+	Binds             []bindFile  `yaml:"binds"`
+	Map               []string    `yaml:"map"`
 	VolumeOpt         bool        `yaml:"volume_opt"`
 	FailClosed        bool        `yaml:"fail_closed"`
 }
@@ -55,6 +57,11 @@ type profileFile struct {
 type publishFile struct {
 	MinPort   int      `yaml:"min_port"`
 	Addresses []string `yaml:"addresses"`
+}
+
+type bindFile struct {
+	Path     string `yaml:"path"`
+	ReadOnly bool   `yaml:"read_only"`
 }
 
 // A profileSource is a profile, and where each of its keys was written.
@@ -202,6 +209,16 @@ func (r *profileReader) check(name string, line int, f *profileFile) {
 			r.say(name, line, "devices: %q is not a path below /dev", pattern)
 		}
 	}
+	for _, b := range f.Binds {
+		if p := strings.Replace(b.Path, "$HOME", "/home", 1); !strings.HasPrefix(p, "/") || path.Clean(p) != p || p == "/" {
+			r.say(name, line, "binds: %q is neither $HOME nor an absolute path, or is /", b.Path)
+		}
+	}
+	for _, m := range f.Map {
+		if !slices.Contains([]string{"auto", "user", "root", "none"}, m) {
+			r.say(name, line, "map: %q is none of auto, user, root, none", m)
+		}
+	}
 	if f.Publish.MinPort < 0 || f.Publish.MinPort > 65535 {
 		r.say(name, line, "publish.min_port: %d is not a port", f.Publish.MinPort)
 	}
@@ -210,6 +227,10 @@ func (r *profileReader) check(name string, line int, f *profileFile) {
 // policy returns a profile as the rules see it.
 func (p *profileSource) policy(name string) *policy.Profile {
 	f := &p.file
+	binds := make([]policy.BindRoot, 0, len(f.Binds))
+	for _, b := range f.Binds {
+		binds = append(binds, policy.BindRoot(b))
+	}
 	return &policy.Profile{
 		Name: name, OwnershipOnly: f.OwnershipOnly, Privileged: f.Privileged, CapAdd: f.CapAdd, CapDrop: f.CapDrop,
 		SecurityOpt: f.SecurityOpt, NoNewPrivileges: f.NoNewPrivileges,
@@ -217,7 +238,7 @@ func (p *profileSource) policy(name string) *policy.Profile {
 		Devices: f.Devices, DeviceCgroupRules: f.DeviceCgroupRules, GPUs: f.GPUs, Runtime: f.Runtime,
 		Sysctl: f.Sysctl, Annotation: f.Annotation, Ulimit: f.Ulimit, LogDriver: f.LogDriver, StorageOpt: f.StorageOpt,
 		MinPort: f.Publish.MinPort, PublishIP: f.Publish.Addresses, Restart: f.Restart, GroupAdd: f.GroupAdd,
-		VolumeOpt: f.VolumeOpt, FailClosed: f.FailClosed,
+		Binds: binds, Map: f.Map, VolumeOpt: f.VolumeOpt, FailClosed: f.FailClosed,
 	}
 }
 

@@ -122,7 +122,7 @@ func parseUser(text string) (users.Account, error) {
 	if err != nil || uid == 0 || uid == math.MaxUint32 || name == "" || strings.ContainsAny(name, "/\x00") || strings.HasPrefix(name, ".") {
 		return users.Account{}, fmt.Errorf("--user %s: not NAME:UID with a name that can be a file's and a uid from 1 to %d", text, uint32(math.MaxUint32-1))
 	}
-	return users.Account{Name: name, UID: uint32(uid), Shell: "/bin/sh"}, nil
+	return users.Account{Name: name, UID: uint32(uid), GID: uint32(uid), Shell: "/bin/sh"}, nil
 }
 
 // requireRoot explains why a subcommand cannot run.

@@ -226,6 +226,9 @@ func TestBindsGoWithTheirContainers(t *testing.T) {
 		}
 	}
 	there(true, true)
+	must(t, s.Sweep(func(string) bool { return false }))
+	there(true, true)
+	s.now = func() time.Time { return time.Now().Add(2 * listAge) }
 	must(t, s.Sweep(func(string) bool { return true }))
 	there(true, true)
 	must(t, s.Release("c1"))

@@ -36,8 +36,9 @@ type Bind struct {
 	Device uint64 `json:"device"`
 	Inode  uint64 `json:"inode"`
 	// Containers are the IDs of those that use it; none while it is about to be used.
-	Containers []string  `json:"containers"`
-	Since      time.Time `json:"since"`
+	Containers []string `json:"containers"`
+	// Since is when it was staged, or last given to a container.
+	Since time.Time `json:"since"`
 }
 
 // A Stage keeps staged binds: mounts below a directory that only root can enter, and
@@ -136,6 +137,7 @@ func (s *Stage) Use(container string, tokens []string) error {
 	for _, token := range tokens {
 		if b := s.binds[token]; b != nil && !slices.Contains(b.Containers, container) {
 			b.Containers = append(slices.Clone(b.Containers), container)
+			b.Since = s.now().UTC()
 		}
 	}
 	return s.save()
@@ -215,14 +217,21 @@ func (s *Stage) takeAway(path string) error {
 	return nil
 }
 
-// orphanAge is how old a bind must be that no container uses, before it is taken
-// away: one that is younger may be about to be used.
-const orphanAge = 10 * time.Minute
+// How old a bind must be before it is taken away: of a container that is not on a
+// list, which may be younger than the list; and without a container, since one may
+// be about to be made.
+const (
+	listAge   = time.Minute
+	orphanAge = 10 * time.Minute
+)
 
 // Sweep takes away what no container of those that exist uses.
 func (s *Stage) Sweep(exists func(container string) bool) error {
 	var err error
 	for _, b := range s.All() {
+		if s.now().Sub(b.Since) < listAge {
+			continue
+		}
 		for _, id := range b.Containers {
 			if !exists(id) {
 				err = errors.Join(err, s.Release(id))
@@ -277,6 +286,27 @@ func (s *Stage) Again(b Bind) error {
 		return &OpenError{b.Source, fmt.Errorf("it leads to %s now", real)}
 	}
 	return s.mount(f, &b)
+}
+
+// Ready makes sure that a bind is mounted: a container that is about to start must not
+// get the empty place.
+func (s *Stage) Ready(b Bind) error {
+	mounted, err := s.Mounted(b.Token)
+	if err != nil || mounted {
+		return err
+	}
+	return s.Again(b)
+}
+
+// Source returns what its user calls a path in the staging directory.
+func (s *Stage) Source(path string) (source string, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b := s.binds[filepath.Base(path)]
+	if b == nil || filepath.Dir(path) != s.dir {
+		return "", false
+	}
+	return b.Source, true
 }
 
 // Mounted reports whether a bind is mounted.

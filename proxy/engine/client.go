@@ -87,7 +87,7 @@ func (c *Client) do(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}
-	if resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusCreated {
+	if resp.StatusCode >= 200 && resp.StatusCode < 300 {
 		return resp, nil
 	}
 	defer resp.Body.Close()
@@ -153,11 +153,19 @@ func (c *Client) Version(ctx context.Context) (Version, error) {
 	return v, err
 }
 
-// CgroupDriver asks for the Engine's cgroup driver: systemd, cgroupfs or none.
-func (c *Client) CgroupDriver(ctx context.Context) (string, error) {
-	var info struct{ CgroupDriver string }
+// Info is what the proxy needs to know of /info.
+type Info struct {
+	// CgroupDriver is systemd, cgroupfs or none.
+	CgroupDriver string
+	// DataRoot is where the Engine keeps everything.
+	DataRoot string `json:"DockerRootDir"`
+}
+
+// Info asks for what the Engine says of itself.
+func (c *Client) Info(ctx context.Context) (Info, error) {
+	var info Info
 	err := c.getJSON(ctx, "/info", &info)
-	return info.CgroupDriver, err
+	return info, err
 }
 
 // A Container is what decides about a container: whose it is, and its names.

@@ -29,6 +29,10 @@ type Index struct {
 	// parent is, or "". Containers that the Engine makes by itself, for the steps of
 	// a classic build, have no owner label and tell their user by that alone.
 	UserOfParent func(cgroupParent string) string
+	// Gone, where set before Run, is told of containers that are removed, and Known of
+	// whether one is there whenever all are listed.
+	Gone  func(containerID string)
+	Known func(exists func(containerID string) bool)
 
 	mu    sync.RWMutex
 	table *table
@@ -52,8 +56,7 @@ type Index struct {
 // State is what the Engine says of itself.
 type State struct {
 	Version
-	// CgroupDriver is systemd, cgroupfs or none.
-	CgroupDriver string
+	Info
 }
 
 // NewIndex returns an empty Index that asks client.
@@ -93,11 +96,11 @@ func (x *Index) readState(ctx context.Context) (*State, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ask the Engine for its version: %w", err)
 	}
-	driver, err := x.client.CgroupDriver(ctx)
+	info, err := x.client.Info(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("ask the Engine for its cgroup driver: %w", err)
 	}
-	st := &State{Version: v, CgroupDriver: driver}
+	st := &State{Version: v, Info: info}
 	x.mu.Lock()
 	x.state = st
 	x.mu.Unlock()

@@ -228,20 +228,33 @@ func (r *Resources) Owner(ctx context.Context, kind, id string, last bool) (owne
 	return obj.Owner, err == nil
 }
 
-// ImageVolumes returns the paths that an image declares as volumes, in order.
+// An ImageConfig is what an image says of its containers.
+type ImageConfig struct {
+	ID string
+	// User is whom they run as, as for docker run --user.
+	User string
+	// Volumes are the paths that it declares as volumes, in order.
+	Volumes []string
+}
+
+// ImageConfig asks for what an image says of its containers.
 // Errors: ErrNotFound with the Engine's own words, which make docker run pull.
-func (r *Resources) ImageVolumes(ctx context.Context, image string) ([]string, error) {
+func (r *Resources) ImageConfig(ctx context.Context, image string) (ImageConfig, error) {
 	if image == "" {
-		return nil, nil
+		return ImageConfig{}, nil
 	}
 	var one struct {
-		Config struct{ Volumes map[string]struct{} }
+		ID     string
+		Config struct {
+			User    string
+			Volumes map[string]struct{}
+		}
 	}
 	err := r.client.getJSON(ctx, "/images/"+url.PathEscape(image)+"/json", &one)
 	if err != nil {
-		return nil, fmt.Errorf("look up image %q: %w", image, err)
+		return ImageConfig{}, fmt.Errorf("look up image %q: %w", image, err)
 	}
-	return slices.Sorted(maps.Keys(one.Config.Volumes)), nil
+	return ImageConfig{one.ID, one.Config.User, slices.Sorted(maps.Keys(one.Config.Volumes))}, nil
 }
 
 // States counts a user's containers by state: running, exited, paused and so on.

@@ -129,6 +129,9 @@ func (x *Index) follow(ctx context.Context) error {
 			}
 			if e.TimeNano >= since {
 				x.apply(ctx, e)
+				if e.Action == "destroy" && x.Gone != nil {
+					go x.Gone(e.Actor.ID)
+				}
 			}
 		case <-resync.C:
 			if since, err = x.reload(ctx); err != nil {
@@ -195,6 +198,14 @@ func (x *Index) reload(ctx context.Context) (since int64, err error) {
 		}
 	}
 	x.synced = true
+	if x.Known != nil {
+		// The table that was listed is not changed by this.
+		ids := make(map[string]bool, len(fresh.byID))
+		for id := range fresh.byID {
+			ids[id] = true
+		}
+		go x.Known(func(id string) bool { return ids[id] })
+	}
 	return since, nil
 }
 

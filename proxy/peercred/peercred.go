@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -28,6 +29,35 @@ type Peer struct {
 	ContainerID string
 
 	cgroups string
+}
+
+// Groups returns the supplementary groups of the process that opened the other end,
+// as they were then.
+func (r *Reader) Groups(c *net.UnixConn) ([]uint32, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil, fmt.Errorf("groups of the peer: %w", err)
+	}
+	groups := make([]uint32, 64)
+	var errno unix.Errno
+	call := func(fd uintptr) {
+		size := uint32(len(groups) * 4)
+		_, _, errno = unix.Syscall6(unix.SYS_GETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_PEERGROUPS,
+			uintptr(unsafe.Pointer(&groups[0])), uintptr(unsafe.Pointer(&size)), 0)
+		if errno == unix.ERANGE {
+			groups = make([]uint32, size/4)
+			_, _, errno = unix.Syscall6(unix.SYS_GETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_PEERGROUPS,
+				uintptr(unsafe.Pointer(&groups[0])), uintptr(unsafe.Pointer(&size)), 0)
+		}
+		groups = groups[:size/4]
+	}
+	if err := raw.Control(call); err != nil {
+		return nil, fmt.Errorf("groups of the peer: %w", err)
+	}
+	if errno != 0 {
+		return nil, fmt.Errorf("groups of the peer: %w", errno)
+	}
+	return groups, nil
 }
 
 // Within reports whether the peer is in the cgroup, named after its container,

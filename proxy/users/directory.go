@@ -182,7 +182,7 @@ func canLogIn(shell string) bool {
 func (d *Directory) subject(a Account, admin bool) policy.Subject {
 	group := d.rules.GroupOf(a.Name)
 	s := policy.Subject{
-		User: a.Name, UID: a.UID, Group: group, Slice: d.slices[a.UID],
+		User: a.Name, UID: a.UID, GID: a.GID, Home: a.Home, Group: group, Slice: d.slices[a.UID],
 		Admin: admin, Mode: d.rules.ModeOf(a.Name, group),
 	}
 	if d.rules.ProfileOf != nil {

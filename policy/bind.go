@@ -1,0 +1,181 @@
+package policy
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/mount"
+)
+
+// LabelBindMap is the label by which a container says whose the files of its host
+// binds are inside: auto, user, root or none.
+const LabelBindMap = "ds01.bind.map"
+
+// A BindRoot is a path of the host that, with all below it, may be bound.
+type BindRoot struct {
+	// Path may begin with $HOME, the user's home directory.
+	Path string
+	// ReadOnly allows it with :ro only.
+	ReadOnly bool
+}
+
+// A HostBind is a place in a create request that names a path of the host.
+type HostBind struct {
+	// Field is the place as users know it, for messages.
+	Field string
+	// Source is the path, cleaned as the Engine does it.
+	Source   string
+	ReadOnly bool
+	// MayCreate is true where the Engine makes a directory that is missing.
+	MayCreate bool
+	// Set puts another path in its stead.
+	Set func(source string)
+}
+
+// HostBinds lists the paths of the host that a request wants to bind.
+func HostBinds(req *container.CreateRequest) []HostBind {
+	hc := req.HostConfig
+	if hc == nil {
+		return nil
+	}
+	var list []HostBind
+	for i, bind := range hc.Binds {
+		source, rest, ok := strings.Cut(bind, ":")
+		if !ok || !strings.HasPrefix(source, "/") {
+			continue
+		}
+		_, options, _ := strings.Cut(rest, ":")
+		list = append(list, HostBind{
+			Field: "-v " + bind, Source: path.Clean(source), MayCreate: true,
+			ReadOnly: slices.Contains(strings.Split(options, ","), "ro"),
+			Set:      func(source string) { hc.Binds[i] = source + ":" + rest },
+		})
+	}
+	for i := range hc.Mounts {
+		m := &hc.Mounts[i]
+		if m.Type != mount.TypeBind {
+			continue
+		}
+		list = append(list, HostBind{
+			Field: "--mount source=" + m.Source, Source: path.Clean(m.Source), ReadOnly: m.ReadOnly,
+			MayCreate: m.BindOptions != nil && m.BindOptions.CreateMountpoint,
+			Set:       func(source string) { m.Source = source },
+		})
+	}
+	return list
+}
+
+// engineSockets are where clients look for the Engine: bound into a container, they
+// mean the user's own.
+var engineSockets = []string{"/var/run/docker.sock", "/run/docker.sock"}
+
+// IsEngineSocket reports whether a bind means "my Docker"; engine is where the
+// Engine's socket is.
+func IsEngineSocket(source, engine string) bool {
+	return slices.Contains(engineSockets, source) || source == engine
+}
+
+// neverBound are the host's own insides, whatever a profile says.
+var neverBound = []string{"/proc", "/sys", "/dev", "/run"}
+
+// NeverBound reports whether a path without links is one that no profile opens: the
+// host's root, its insides, and the server's own directories.
+func NeverBound(real string, server []string) bool {
+	return real == "/" || slices.ContainsFunc(append(slices.Clone(neverBound), server...), func(dir string) bool {
+		return dir != "" && (real == dir || strings.HasPrefix(real, dir+"/"))
+	})
+}
+
+// RefuseBind is the refusal of a bind; why and what to do instead are written for
+// the user.
+func RefuseBind(p *Profile, b HostBind, why, instead string) Verdict {
+	return refuse("bind-source", fmt.Sprintf("Permission denied: %s: %s (rule bind-source, profile %s). %s", b.Field, why, p.Name, instead))
+}
+
+// BindRoots says in words what a profile lets users bind.
+func BindRoots(roots []BindRoot) string {
+	if len(roots) == 0 {
+		return "Use a named volume: -v NAME:/path."
+	}
+	var words []string
+	for _, r := range roots {
+		word := r.Path
+		if r.ReadOnly {
+			word += " (with :ro)"
+		}
+		words = append(words, word)
+	}
+	return "Allowed: " + strings.Join(words, ", ") + "; or a named volume: -v NAME:/path."
+}
+
+// A BindMap says whose the files of a bind are inside.
+type BindMap uint8
+
+// The ways to map owners.
+const (
+	// MapRoot makes the user's files root's.
+	MapRoot BindMap = iota
+	// MapUser leaves them the user's.
+	MapUser
+	// MapContainer makes them the container's user's, who is neither.
+	MapContainer
+	// MapNone leaves every owner what they are.
+	MapNone
+)
+
+// ChooseMap decides whose the files of a container's binds are inside. asked is the
+// container's label, user whom it runs as.
+func ChooseMap(p *Profile, s *Subject, asked, user, kind string) (BindMap, Verdict) {
+	name, _, _ := strings.Cut(user, ":")
+	isRoot := name == "" || name == "0" || name == "root"
+	choice := asked
+	if choice == "" {
+		choice = "auto"
+		if len(p.Map) > 0 {
+			choice = p.Map[0]
+		}
+	} else if !allows(p.Map, choice) {
+		return MapRoot, refuse("bind-map", fmt.Sprintf("Permission denied: the label %s=%s is not allowed here (rule bind-map, profile %s). %s", LabelBindMap, asked, p.Name, allowed("Allowed", p.Map)))
+	}
+	switch {
+	case choice == "none":
+		return MapNone, allow("bind-map")
+	case choice == "root", choice == "auto" && isRoot:
+		return MapRoot, allow("bind-map")
+	case choice == "user", choice == "auto" && (kind == "devcontainer" || name == strconv.FormatUint(uint64(s.UID), 10)):
+		return MapUser, allow("bind-map")
+	}
+	return MapContainer, allow("bind-map")
+}
+
+// Unmapped decides about a bind of a file system that cannot map owners: only as the
+// user's own uid, without any way to more.
+func Unmapped(p *Profile, s *Subject, b HostBind, req *container.CreateRequest) Verdict {
+	own := fmt.Sprintf("%d:%d", s.UID, s.GID)
+	if req.User != own {
+		return RefuseBind(p, b, "its file system (NFS, for one) cannot map owners", "Run the container as yourself: --user "+own+".")
+	}
+	return allow("bind-unmapped")
+}
+
+// HardenUnmapped takes from a container with such a bind whatever makes another user
+// of a process.
+func HardenUnmapped(req *container.CreateRequest) {
+	hc := req.HostConfig
+	hc.CapAdd, hc.CapDrop = nil, []string{"ALL"}
+	hc.SecurityOpt = append(slices.DeleteFunc(slices.Clone(hc.SecurityOpt), func(opt string) bool { return strings.HasPrefix(opt, "no-new-privileges") }), "no-new-privileges")
+}
+
+// HardenBinds takes from a container with a writable bind the making of device
+// nodes: on the host's disk they would be the disk.
+func HardenBinds(req *container.CreateRequest) {
+	hc := req.HostConfig
+	hc.CapAdd = slices.DeleteFunc(slices.Clone(hc.CapAdd), func(c string) bool { return capability(c) == "MKNOD" })
+	if !slices.ContainsFunc(hc.CapDrop, func(c string) bool { return capability(c) == "MKNOD" || capability(c) == "ALL" }) {
+		hc.CapDrop = append(hc.CapDrop, "MKNOD")
+	}
+}

@@ -1,0 +1,273 @@
+package proxy
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"github.com/docker/docker/api/types/container"
+	"golang.org/x/sys/unix"
+
+	"github.com/ds01/ds01-proxy/policy"
+	"github.com/ds01/ds01-proxy/proxy/binds"
+)
+
+// A bindRoot is a root of the profile as it is on this host.
+type bindRoot struct {
+	path     string
+	readOnly bool
+}
+
+// createBinds puts staged mounts in the place of the host's paths that a container
+// is to bind, each opened as the user would.
+func (x *exchange) createBinds(req *container.CreateRequest) (policy.Verdict, error) {
+	verdict := policy.Verdict{Outcome: policy.Allow, Rule: "host-binds"}
+	list := policy.HostBinds(req)
+	if x.profile().OwnershipOnly || len(list) == 0 {
+		return verdict, nil
+	}
+	st, err := x.srv.Owners.State(x.r.Context())
+	if err != nil {
+		return policy.Verdict{}, err
+	}
+	b := &binder{x: x, req: req, private: append([]string{st.DataRoot}, x.srv.Private...)}
+	for _, root := range x.profile().Binds {
+		if path, ok := b.root(root.Path); ok {
+			b.roots = append(b.roots, bindRoot{path, root.ReadOnly})
+		}
+	}
+	if b.caller, err = x.caller(); err != nil {
+		return policy.Verdict{}, err
+	}
+	for _, one := range list {
+		if policy.IsEngineSocket(one.Source, x.srv.Engine) {
+			// "My Docker" is the user's own.
+			one.Set(x.srv.SocketOf(x.subject.User))
+			continue
+		}
+		if v, err := b.bind(one); err != nil || !v.Allowed() {
+			return v, err
+		}
+	}
+	if b.writable {
+		policy.HardenBinds(req)
+	}
+	if b.unmapped {
+		policy.HardenUnmapped(req)
+	}
+	return verdict, nil
+}
+
+// caller is who opens the sources: the process that asks, with its groups, or, for
+// what asks from a container or as root, the user without any.
+func (x *exchange) caller() (binds.Caller, error) {
+	c := binds.Caller{UID: x.subject.UID, GID: x.subject.GID}
+	if x.conn.peer.ContainerID != "" || x.conn.peer.UID != x.subject.UID {
+		return c, nil
+	}
+	groups, err := x.srv.Peers.Groups(x.conn.UnixConn)
+	c.GID, c.Groups = x.conn.peer.GID, groups
+	return c, err
+}
+
+// A binder stages the binds of one container.
+type binder struct {
+	x       *exchange
+	req     *container.CreateRequest
+	caller  binds.Caller
+	roots   []bindRoot
+	private []string
+
+	writable, unmapped bool
+	// whose is asked for once.
+	whose *binds.Map
+	asked bool
+}
+
+// root is where a root of a profile is on this host. Links in it are the admin's,
+// but not below a home directory, where they are the user's.
+func (b *binder) root(path string) (string, bool) {
+	rest, home := strings.CutPrefix(path, "$HOME")
+	if home {
+		if path = b.x.subject.Home; path == "" || !filepath.IsAbs(path) {
+			return "", false
+		}
+	}
+	real, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return "", false
+	}
+	if home {
+		real += rest
+	}
+	return real, real != "/"
+}
+
+// inside lists the roots that are for writing, or all.
+func (b *binder) inside(real string, write bool) bool {
+	for _, root := range b.roots {
+		if (!write || !root.readOnly) && binds.Inside(real, []string{root.path}) {
+			return !policy.NeverBound(real, b.private)
+		}
+	}
+	return false
+}
+
+// bind opens and stages one path.
+func (b *binder) bind(one policy.HostBind) (policy.Verdict, error) {
+	x, p := b.x, b.x.profile()
+	allowed := policy.BindRoots(p.Binds)
+	var create func(string) bool
+	if one.MayCreate && !one.ReadOnly {
+		create = func(real string) bool { return b.inside(real, true) }
+	}
+	f, real, err := binds.Open(b.caller, one.Source, !one.ReadOnly, create)
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return policy.RefuseBind(p, one, "there is no such path, or none that you may make here", allowed), nil
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		return policy.RefuseBind(p, one, "you may not "+verb(one.ReadOnly)+" it on this host", "Ask its owner for the right to, or use :ro. "+allowed), nil
+	case err != nil:
+		return policy.RefuseBind(p, one, err.Error(), allowed), nil
+	}
+	defer f.Close()
+	switch {
+	case !b.inside(real, false):
+		return policy.RefuseBind(p, one, "it is not below a directory that may be bound", allowed), nil
+	case !one.ReadOnly && !b.inside(real, true):
+		return policy.RefuseBind(p, one, "it may be bound with :ro only", allowed), nil
+	}
+	whose, v, err := b.owners(f, one)
+	if err != nil || !v.Allowed() {
+		return v, err
+	}
+	if x.subject.Mode != policy.ModeFull {
+		return v, nil
+	}
+	var roots []string
+	for _, root := range b.roots {
+		roots = append(roots, root.path)
+	}
+	what := binds.Bind{User: x.subject.User, Caller: b.caller, Source: one.Source, Real: real, Roots: roots, ReadOnly: one.ReadOnly, Map: whose}
+	path, err := x.srv.Stage.Add(f, what)
+	if errors.Is(err, binds.ErrNoMapping) {
+		if v := policy.Unmapped(p, x.subject, one, b.req); !v.Allowed() {
+			return v, nil
+		}
+		b.unmapped, what.Map = true, nil
+		path, err = x.srv.Stage.Add(f, what)
+	}
+	if err != nil {
+		return policy.Verdict{}, fmt.Errorf("%s: %w", one.Field, err)
+	}
+	token := filepath.Base(path)
+	x.staged = append(x.staged, token)
+	x.atEnd(func() {
+		if !x.given {
+			x.logged("take away the binds of a container that was not made", x.srv.Stage.Drop(token))
+		}
+	})
+	b.writable = b.writable || !one.ReadOnly
+	one.Set(path)
+	return v, nil
+}
+
+func verb(readOnly bool) string {
+	if readOnly {
+		return "read"
+	}
+	return "write"
+}
+
+// owners decides whose the files are inside.
+func (b *binder) owners(f *os.File, one policy.HostBind) (*binds.Map, policy.Verdict, error) {
+	if b.asked {
+		return b.whose, policy.Pass(), nil
+	}
+	x, s := b.x, b.x.subject
+	user := b.req.User
+	if user == "" {
+		user = x.runs.User
+	}
+	choice, v := policy.ChooseMap(x.profile(), s, b.req.Labels[policy.LabelBindMap], user, policy.ContainerType(b.req.Labels))
+	if !v.Allowed() {
+		return nil, v, nil
+	}
+	m := &binds.Map{UID: s.UID, GID: b.caller.GID}
+	switch choice {
+	case policy.MapUser:
+		m.ToUID, m.ToGID = m.UID, m.GID
+	case policy.MapContainer:
+		var err error
+		if m.ToUID, m.ToGID, err = x.srv.Users.Lookup(x.r.Context(), x.runs.ID, user); err != nil {
+			return nil, policy.Verdict{}, err
+		}
+	case policy.MapNone:
+		safe, err := binds.NoSuidNoDev(f)
+		if err != nil {
+			return nil, policy.Verdict{}, err
+		}
+		if !safe {
+			return nil, policy.RefuseBind(x.profile(), one, "its file system honours set-user-id programs or devices", "Leave the label "+policy.LabelBindMap+" out."), nil
+		}
+		m = nil
+	}
+	b.whose, b.asked = m, choice != policy.MapNone
+	return m, v, nil
+}
+
+// giveBinds gives a container that was made its staged binds, and those of the
+// containers that it takes mounts from.
+func (x *exchange) giveBinds(id string) {
+	tokens := x.staged
+	for _, from := range x.from {
+		for _, b := range x.srv.Staged.Of(from) {
+			tokens = append(tokens, b.Token)
+		}
+	}
+	if len(tokens) == 0 {
+		return
+	}
+	x.given = true
+	x.logged("remember a container's binds", x.srv.Stage.Use(id, tokens))
+}
+
+// readyBinds makes sure, before a container starts, that its binds are there.
+func (x *exchange) readyBinds(id string) (policy.Verdict, error) {
+	for _, b := range x.srv.Staged.Of(id) {
+		if err := x.srv.Staged.Ready(b); err != nil {
+			return policy.RefuseBind(x.profile(), policy.HostBind{Field: "-v " + b.Source}, err.Error(),
+				"Make it what it was when the container was created, or create the container anew."), nil
+		}
+	}
+	return policy.Pass(), nil
+}
+
+// stagedPath finds places below a staging directory in JSON.
+func stagedPath(dir string) *regexp.Regexp {
+	return regexp.MustCompile(regexp.QuoteMeta(dir) + `/[a-z0-9]{26}`)
+}
+
+// showBinds puts the users' own paths in place of the staged ones in an answer.
+func (x *exchange) showBinds(text []byte) []byte {
+	if !bytes.Contains(text, []byte(x.srv.StageDir+"/")) {
+		return text
+	}
+	return x.srv.stagedPath.ReplaceAllFunc(text, func(path []byte) []byte {
+		source, ok := x.srv.Staged.Source(string(path))
+		if !ok {
+			return path
+		}
+		quoted, err := json.Marshal(source)
+		if err != nil {
+			return path
+		}
+		return quoted[1 : len(quoted)-1]
+	})
+}
+
