@@ -14,8 +14,8 @@ import (
 	"github.com/ds01/ds01-proxy/integration/lab"
 )
 
-// TestATakenNameSaysWhatToDo has alice want names that bob's containers have.
-func TestATakenNameSaysWhatToDo(t *testing.T) {
+// TestATakenNameLeadsOn has alice want names that bob's containers have.
+func TestATakenNameLeadsOn(t *testing.T) {
 	bobs := container(t, lab.Bob, "taken-bob")
 	container(t, lab.Alice, "taken-alice")
 	for _, args := range [][]string{{"create", "--name", "taken-bob", lab.Image}, {"rename", "taken-alice", "taken-bob"}} {
