@@ -118,8 +118,10 @@ func (x *exchange) readAnswer(resp *http.Response, v any) ([]byte, error) {
 	return text, nil
 }
 
-// reply answers with text in place of the Engine's body.
+// reply answers with text in place of the Engine's body, and with the users' own
+// paths in place of staged ones.
 func (x *exchange) reply(resp *http.Response, text []byte) error {
+	text = x.showBinds(text)
 	resp.Header.Del("Content-Length")
 	x.begin(resp, -1)
 	_, _ = x.w.Write(text)

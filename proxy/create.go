@@ -66,7 +66,7 @@ func createContainer(x *exchange) (policy.Verdict, error) {
 	if v := policy.HostVerdict(x.profile(), &req); !v.Allowed() {
 		return v, nil
 	}
-	for _, step := range []func(*container.CreateRequest) (policy.Verdict, error){x.createImages, x.createNetworks, x.createVolumes} {
+	for _, step := range []func(*container.CreateRequest) (policy.Verdict, error){x.createImages, x.createNetworks, x.createVolumes, x.createBinds} {
 		v, err := step(&req)
 		if err != nil || !v.Allowed() {
 			return v, err
@@ -110,6 +110,7 @@ func answerCreated(x *exchange, _ *upstream, resp *http.Response) error {
 	var created container.CreateResponse
 	return x.replayJSON(resp, &created, func() {
 		x.rec.Objects = append(x.rec.Objects, created.ID)
+		x.giveBinds(created.ID)
 		x.srv.Ledger.AddContainer(engine.Container{
 			ID:     created.ID,
 			Names:  []string{x.query.Get("name")},

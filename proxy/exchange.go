@@ -62,8 +62,12 @@ type exchange struct {
 	made, loaded []string
 	before       map[string]bool
 	// runs is the image that a container is made of, staged the binds that it gets.
+	// from are the containers that it takes mounts from, and given is true once the
+	// binds are its own.
 	runs   engine.ImageConfig
 	staged []string
+	from   []string
+	given  bool
 	// images are all that the Engine has, where a guard asked for them.
 	images engine.ImageList
 

@@ -18,6 +18,7 @@ import (
 
 	"github.com/ds01/ds01-proxy/policy"
 	"github.com/ds01/ds01-proxy/proxy/audit"
+	"github.com/ds01/ds01-proxy/proxy/binds"
 	"github.com/ds01/ds01-proxy/proxy/engine"
 	"github.com/ds01/ds01-proxy/proxy/images"
 	"github.com/ds01/ds01-proxy/proxy/peercred"
@@ -271,6 +272,9 @@ func (p *peers) Destinations(context.Context, string) ([]string, error) {
 	return []string{"/inherited"}, nil
 }
 
+// Groups are none.
+func (p *peers) Groups(*net.UnixConn) ([]uint32, error) { return nil, nil }
+
 func (p *peers) Read(*net.UnixConn, time.Duration) (peercred.Peer, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -321,9 +325,14 @@ func newBedOn(t *testing.T, fake *fakeEngine, options ...bedOption) *bed {
 	if err != nil {
 		t.Fatal(err)
 	}
+	stage, err := binds.OpenStage(filepath.Join(b.dir, "binds"), filepath.Join(b.dir, "binds.json"), time.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
 	store := engine.NewImages(engine.NewClient(b.engine.socket))
 	o := Options{
 		Images: store, Registry: store, Tags: register, Writings: register, Forgetter: register, ImageMode: policy.ImagesShared,
+		Stage: stage, Staged: stage, Remounter: stage, Users: engine.NewPasswd(engine.NewClient(b.engine.socket)), StageDir: stage.Dir(), SocketOf: b.socket,
 		Engine: b.engine.socket, Owners: b.index, Ledger: b.index, Resources: resources, Catalog: resources, Census: resources, Names: resources, Index: b.index, Directory: people{}, Recorder: b.records,
 		Peers: b.peers, Processes: b.peers, Switches: openSwitches, Log: zap.NewNop(), Now: time.Now,
 	}

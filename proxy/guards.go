@@ -120,7 +120,14 @@ func startContainer(x *exchange) (policy.Verdict, error) {
 		return policy.Verdict{}, badRequest("starting container with non-empty request body was deprecated since API v1.22 and removed in v1.24")
 	}
 	x.body = nil
-	return changeContainer(x)
+	obj, v, err := x.pathContainer(policy.Change)
+	if err != nil || !v.Allowed() {
+		return v, err
+	}
+	if ready := x.readyBinds(obj.ID); !ready.Allowed() {
+		return ready, nil
+	}
+	return v, nil
 }
 
 func renameContainer(x *exchange) (policy.Verdict, error) {

@@ -238,14 +238,14 @@ func (x *exchange) giveBinds(id string) {
 }
 
 // readyBinds makes sure, before a container starts, that its binds are there.
-func (x *exchange) readyBinds(id string) (policy.Verdict, error) {
+func (x *exchange) readyBinds(id string) policy.Verdict {
 	for _, b := range x.srv.Staged.Of(id) {
-		if err := x.srv.Staged.Ready(b); err != nil {
+		if err := x.srv.Remounter.Ready(b); err != nil {
 			return policy.RefuseBind(x.profile(), policy.HostBind{Field: "-v " + b.Source}, err.Error(),
-				"Make it what it was when the container was created, or create the container anew."), nil
+				"Make it what it was when the container was created, or create the container anew.")
 		}
 	}
-	return policy.Pass(), nil
+	return policy.Pass()
 }
 
 // stagedPath finds places below a staging directory in JSON.
@@ -270,4 +270,3 @@ func (x *exchange) showBinds(text []byte) []byte {
 		return quoted[1 : len(quoted)-1]
 	})
 }
-

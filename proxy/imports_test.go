@@ -85,6 +85,7 @@ func TestInterfacesAreSmall(t *testing.T) {
 		"Recorder": numMethod[Recorder](), "Peers": numMethod[Peers](), "Processes": numMethod[Processes](),
 		"Resources": numMethod[Resources](), "Catalog": numMethod[Catalog](), "Census": numMethod[Census](), "Index": numMethod[Index](), "Names": numMethod[Names](),
 		"Images": numMethod[Images](), "Registry": numMethod[Registry](), "Tags": numMethod[Tags](), "Writings": numMethod[Writings](), "Forgetter": numMethod[Forgetter](),
+		"Stage": numMethod[Stage](), "Staged": numMethod[Staged](), "Remounter": numMethod[Remounter](), "Users": numMethod[Users](),
 	} {
 		if methods == 0 || methods > 3 {
 			t.Errorf("%s has %d methods", name, methods)

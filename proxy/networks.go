@@ -307,7 +307,7 @@ func showNetworks[T any](x *exchange, up *upstream, resp *http.Response, show fu
 	if err != nil {
 		return err
 	}
-	if len(names) == 0 && !x.ownOnly {
+	if len(names) == 0 && !x.ownOnly && !x.srv.Staged.Any() {
 		return x.pass(up, resp)
 	}
 	var v T

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"regexp"
 	"sync"
 	"time"
 
@@ -162,10 +163,16 @@ type Stage interface {
 type Staged interface {
 	// Of returns the binds of a container.
 	Of(containerID string) []binds.Bind
-	// Ready makes sure that a bind is mounted.
-	Ready(b binds.Bind) error
 	// Source returns what users call a path in the staging directory.
 	Source(path string) (source string, ok bool)
+	// Any reports whether anything is staged.
+	Any() bool
+}
+
+// Remounter mounts anew what has come off.
+type Remounter interface {
+	// Ready makes sure that a bind is mounted.
+	Ready(b binds.Bind) error
 }
 
 // Users knows the users of images.
@@ -213,6 +220,7 @@ type Options struct {
 	Forgetter Forgetter
 	Stage     Stage
 	Staged    Staged
+	Remounter Remounter
 	Users     Users
 	Directory Directory
 	Recorder  Recorder
@@ -239,6 +247,7 @@ type Server struct {
 	routes     *router
 	hangups    *hangups
 	volumes    volumeLocks
+	stagedPath *regexp.Regexp
 	// conns counts connections by user, open the descriptors of all, buffered the
 	// bytes of bodies by user.
 	conns, open, buffered *tally
@@ -269,6 +278,7 @@ func New(o Options) (*Server, error) {
 		conns:      newTally(maxConns),
 		open:       newTally(max(descriptors()-reservedFDs, 64)),
 		buffered:   newTally(maxBuffered),
+		stagedPath: stagedPath(o.StageDir),
 	}
 	s.http = &http.Server{
 		Handler:           s,

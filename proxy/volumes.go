@@ -154,6 +154,7 @@ func (x *exchange) createVolumes(req *container.CreateRequest) (policy.Verdict, 
 	for _, from := range req.HostConfig.VolumesFrom {
 		// Resolved to an ID by now.
 		id, _, _ := strings.Cut(from, ":")
+		x.from = append(x.from, id)
 		paths, err := x.srv.Processes.Destinations(x.r.Context(), id)
 		if err != nil {
 			return policy.Verdict{}, err

@@ -278,9 +278,9 @@ func TestParseUser(t *testing.T) {
 		want users.Account
 		err  string
 	}{
-		{"alice:1001", users.Account{Name: "alice", UID: 1001, Shell: "/bin/sh"}, ""},
-		{"a:1", users.Account{Name: "a", UID: 1, Shell: "/bin/sh"}, ""},
-		{"a:4294967294", users.Account{Name: "a", UID: 4294967294, Shell: "/bin/sh"}, ""},
+		{"alice:1001", users.Account{Name: "alice", UID: 1001, GID: 1001, Shell: "/bin/sh"}, ""},
+		{"a:1", users.Account{Name: "a", UID: 1, GID: 1, Shell: "/bin/sh"}, ""},
+		{"a:4294967294", users.Account{Name: "a", UID: 4294967294, GID: 4294967294, Shell: "/bin/sh"}, ""},
 		{"a:0", users.Account{}, "--user a:0: not NAME:UID with a name that can be a file's and a uid from 1 to 4294967294"},
 		{"a:00", users.Account{}, "--user a:00: not NAME:UID with a name that can be a file's and a uid from 1 to 4294967294"},
 		{"a:-1", users.Account{}, "--user a:-1: not NAME:UID with a name that can be a file's and a uid from 1 to 4294967294"},

@@ -23,6 +23,7 @@ import (
 	"github.com/ds01/ds01-proxy/policy"
 	"github.com/ds01/ds01-proxy/proxy"
 	"github.com/ds01/ds01-proxy/proxy/audit"
+	"github.com/ds01/ds01-proxy/proxy/binds"
 	"github.com/ds01/ds01-proxy/proxy/engine"
 	"github.com/ds01/ds01-proxy/proxy/images"
 	"github.com/ds01/ds01-proxy/proxy/peercred"
@@ -71,6 +72,7 @@ type daemon struct {
 	directory *users.Directory
 	server    *proxy.Server
 	sockets   *proxy.Sockets
+	stage     *binds.Stage
 	metrics   *prometheus.Registry
 	// closers run in reverse when the daemon ends.
 	closers []func() error
@@ -127,10 +129,19 @@ func newDaemon(c *config) (_ *daemon, err error) {
 	if err != nil {
 		return nil, err
 	}
+	stage, err := binds.OpenStage(c.stagePath(), c.bindsPath(), time.Now)
+	if err != nil {
+		return nil, err
+	}
+	d.stage = stage
+	d.index.Gone = func(id string) { d.noteErr("take away a container's binds", stage.Release(id)) }
+	d.index.Known = func(exists func(string) bool) { d.noteErr("take away unused binds", stage.Sweep(exists)) }
 	resources, store := engine.NewResources(client), engine.NewImages(client)
 	d.server, err = proxy.New(proxy.Options{
 		Engine: c.enginePath(), Owners: d.index, Ledger: d.index, Resources: resources, Catalog: resources, Census: resources, Names: resources, Index: d.index, Directory: d.directory,
 		Images: store, Registry: store, Tags: register, Writings: register, Forgetter: register, ImageMode: visibilityOf(c.Images),
+		Stage: stage, Staged: stage, Remounter: stage, Users: engine.NewPasswd(client), StageDir: stage.Dir(), Private: []string{c.StateDir, c.RunDir},
+		SocketOf: func(user string) string { return proxy.UserSocket(c.RunDir, user) },
 		Recorder: audit.New(records, d.log.Named("audit"), d.metrics), Peers: peers, Processes: client,
 		Switches: proxy.Switches{
 			UnownedContainers: switchOf(c.UnownedContainers), UnownedResources: switchOf(c.UnownedResources),
@@ -169,6 +180,13 @@ func (d *daemon) run(ctx context.Context) error {
 	if err := d.serveMetrics(); err != nil {
 		return err
 	}
+	missing, err := d.stage.Restore()
+	if err != nil {
+		return err
+	}
+	for _, b := range missing {
+		d.log.Warn("a bind cannot be mounted again; its containers will not get it", zap.String("user", b.User), zap.String("source", b.Source), zap.Strings("containers", b.Containers))
+	}
 	go d.index.Run(ctx)
 	if err := d.refresh(); err != nil {
 		return err
@@ -199,6 +217,13 @@ func (d *daemon) run(ctx context.Context) error {
 	}
 	d.log.Info("ready", zap.Int("users", len(rows)), zap.String("engine", d.config.Engine), zap.String("run_dir", d.config.RunDir))
 	return d.keepUsers(ctx)
+}
+
+// noteErr puts an error that nobody waits for into the log.
+func (d *daemon) noteErr(what string, err error) {
+	if err != nil {
+		d.log.Error(what, zap.Error(err))
+	}
 }
 
 // refresh reads groups and accounts and opens and closes sockets accordingly.

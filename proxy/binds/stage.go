@@ -55,10 +55,8 @@ type Stage struct {
 // OpenStage returns the stage in dir, which is made if it is not there, with the
 // binds that file remembers. Nothing is mounted yet; see Restore.
 func OpenStage(dir, file string, now func() time.Time) (*Stage, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("staging directory: %w", err)
-	}
-	if err := os.Chmod(dir, 0o700); err != nil {
+	// The directories above may be others' way to their sockets.
+	if err := errors.Join(os.MkdirAll(filepath.Dir(dir), 0o755), os.MkdirAll(dir, 0o700), os.Chmod(dir, 0o700)); err != nil {
 		return nil, fmt.Errorf("staging directory: %w", err)
 	}
 	s := &Stage{dir: dir, file: file, now: now, binds: make(map[string]*Bind)}
@@ -296,6 +294,13 @@ func (s *Stage) Ready(b Bind) error {
 		return err
 	}
 	return s.Again(b)
+}
+
+// Any reports whether anything is staged.
+func (s *Stage) Any() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.binds) > 0
 }
 
 // Source returns what its user calls a path in the staging directory.

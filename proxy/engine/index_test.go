@@ -639,7 +639,7 @@ func TestStateIsAskedOncePerEngine(t *testing.T) {
 	f.mu.Lock()
 	f.requests = nil
 	f.mu.Unlock()
-	want := State{Version: Version{Version: "28.0.0", APIVersion: "1.48", MinAPIVersion: "1.24"}, CgroupDriver: "systemd"}
+	want := State{Version: Version{Version: "28.0.0", APIVersion: "1.48", MinAPIVersion: "1.24"}, Info: Info{CgroupDriver: "systemd"}}
 	for range 3 {
 		if st, err := x.State(t.Context()); err != nil || *st != want {
 			t.Errorf("got %+v, %v; want %+v", st, err, want)

@@ -163,10 +163,10 @@ func TestSubjectsOfTheListed(t *testing.T) {
 	d, _ := refreshed(t, src, rules(func(r *Rules) { r.AdminUsers = []string{"chief", "alice2"} }))
 	before := src.asked()
 	for _, want := range []policy.Subject{
-		{User: "alice", UID: 1001, Group: "g-alice", Slice: "alice"},
-		{User: "boss", UID: 1002, Group: "g-boss", Slice: "boss", Admin: true},
-		{User: "chief", UID: 1003, Group: "g-chief", Slice: "chief", Admin: true},
-		{User: "watched", UID: 1004, Group: "g-watched", Slice: "watched", Mode: policy.ModeMonitoring},
+		{User: "alice", UID: 1001, GID: 1001, Home: "/home/alice", Group: "g-alice", Slice: "alice"},
+		{User: "boss", UID: 1002, GID: 1002, Home: "/home/boss", Group: "g-boss", Slice: "boss", Admin: true},
+		{User: "chief", UID: 1003, GID: 1003, Home: "/home/chief", Group: "g-chief", Slice: "chief", Admin: true},
+		{User: "watched", UID: 1004, GID: 1004, Home: "/home/watched", Group: "g-watched", Slice: "watched", Mode: policy.ModeMonitoring},
 		{User: "first.last", UID: 1005, Group: "g-first.last", Slice: "first_last"},
 	} {
 		for range 3 {
@@ -240,7 +240,7 @@ func TestByUIDBelievesAnAnswerForAWhile(t *testing.T) {
 	remote := account("remote", 1500)
 	src := &fakeSource{hidden: []Account{remote}}
 	d, c := refreshed(t, src, rules(nil))
-	want := policy.Subject{User: "remote", UID: 1500, Group: "g-remote", Slice: "remote"}
+	want := policy.Subject{User: "remote", UID: 1500, GID: 1500, Home: "/home/remote", Group: "g-remote", Slice: "remote"}
 	steps := []struct {
 		what    string
 		change  func()
@@ -295,9 +295,9 @@ func TestUnlistedAdminsAndGroups(t *testing.T) {
 	}
 	d, _ := refreshed(t, src, rules(func(r *Rules) { r.Groups = []string{"lab"} }))
 	for _, want := range []policy.Subject{
-		{User: "boss", UID: 1500, Group: "g-boss", Slice: "boss", Admin: true},
-		{User: "svc", UID: 300, Group: "g-svc", Slice: "svc"},
-		{User: "watched", UID: 1501, Group: "g-watched", Slice: "watched", Mode: policy.ModeMonitoring},
+		{User: "boss", UID: 1500, GID: 1500, Home: "/home/boss", Group: "g-boss", Slice: "boss", Admin: true},
+		{User: "svc", UID: 300, GID: 300, Home: "/home/svc", Group: "g-svc", Slice: "svc"},
+		{User: "watched", UID: 1501, GID: 1501, Home: "/home/watched", Group: "g-watched", Slice: "watched", Mode: policy.ModeMonitoring},
 	} {
 		if got, err := d.ByUID(want.UID); err != nil || got != want {
 			t.Errorf("uid %d: got %+v, %v; want %+v", want.UID, got, err, want)
@@ -308,7 +308,7 @@ func TestUnlistedAdminsAndGroups(t *testing.T) {
 func TestByNameOfTheUnlisted(t *testing.T) {
 	src := &fakeSource{hidden: []Account{account("remote", 1500)}}
 	d, _ := refreshed(t, src, rules(nil))
-	want := policy.Subject{User: "remote", UID: 1500, Group: "g-remote", Slice: "remote"}
+	want := policy.Subject{User: "remote", UID: 1500, GID: 1500, Home: "/home/remote", Group: "g-remote", Slice: "remote"}
 	for range 3 {
 		if got, err := d.ByName("remote"); err != nil || got != want {
 			t.Errorf("got %+v, %v; want %+v", got, err, want)
@@ -387,7 +387,7 @@ func TestRefreshFollowsTheAccounts(t *testing.T) {
 	if s, err := d.ByUID(1001); err == nil {
 		t.Errorf("uid 1001 is still served as %+v", s)
 	}
-	want := policy.Subject{User: "bob", UID: 1002, Group: "phd", Slice: "bob", Admin: true}
+	want := policy.Subject{User: "bob", UID: 1002, GID: 1002, Home: "/home/bob", Group: "phd", Slice: "bob", Admin: true}
 	if s, err := d.ByUID(1002); err != nil || s != want {
 		t.Errorf("bob: got %+v, %v; want %+v", s, err, want)
 	}
@@ -433,9 +433,9 @@ func TestRefreshErrorKeepsTheFormerState(t *testing.T) {
 			t.Errorf("listed %+v, want %+v", got, listed)
 		}
 		for _, want := range []policy.Subject{
-			{User: "alice", UID: 1001, Group: "g-alice", Slice: "alice"},
-			{User: "boss", UID: 1002, Group: "g-boss", Slice: "boss", Admin: true},
-			{User: "remote", UID: 1500, Group: "g-remote", Slice: "remote"},
+			{User: "alice", UID: 1001, GID: 1001, Home: "/home/alice", Group: "g-alice", Slice: "alice"},
+			{User: "boss", UID: 1002, GID: 1002, Home: "/home/boss", Group: "g-boss", Slice: "boss", Admin: true},
+			{User: "remote", UID: 1500, GID: 1500, Home: "/home/remote", Group: "g-remote", Slice: "remote"},
 		} {
 			if got, err := d.ByUID(want.UID); err != nil || got != want {
 				t.Errorf("uid %d: got %+v, %v; want %+v", want.UID, got, err, want)
