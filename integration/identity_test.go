@@ -173,7 +173,10 @@ func ownProxy(t *testing.T, socket string, args ...string) *lab.Proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	t.Cleanup(func() {
+		lab.Unmount(dir)
+		os.RemoveAll(dir)
+	})
 	p, err := lab.StartProxy(limit(t), binary, dir, socket, []lab.Person{lab.Alice, lab.Bob}, args...)
 	if err != nil {
 		t.Fatal(err)

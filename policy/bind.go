@@ -73,10 +73,10 @@ func HostBinds(req *container.CreateRequest) []HostBind {
 // mean the user's own.
 var engineSockets = []string{"/var/run/docker.sock", "/run/docker.sock"}
 
-// IsEngineSocket reports whether a bind means "my Docker"; engine is where the
-// Engine's socket is.
-func IsEngineSocket(source, engine string) bool {
-	return slices.Contains(engineSockets, source) || source == engine
+// IsEngineSocket reports whether a bind means "my Docker": by the usual path, or by
+// one of those where the Engine and the server listen.
+func IsEngineSocket(source string, sockets ...string) bool {
+	return slices.Contains(engineSockets, source) || source != "" && slices.Contains(sockets, source)
 }
 
 // neverBound are the host's own insides, whatever a profile says.

@@ -45,9 +45,9 @@ func (x *exchange) createBinds(req *container.CreateRequest) (policy.Verdict, er
 		return policy.Verdict{}, err
 	}
 	for _, one := range list {
-		if policy.IsEngineSocket(one.Source, x.srv.Engine) {
+		if own := x.srv.SocketOf(x.subject.User); policy.IsEngineSocket(one.Source, x.srv.Engine, x.srv.Shared, own) {
 			// "My Docker" is the user's own.
-			one.Set(x.srv.SocketOf(x.subject.User))
+			one.Set(own)
 			continue
 		}
 		if v, err := b.bind(one); err != nil || !v.Allowed() {
@@ -127,7 +127,13 @@ func (b *binder) bind(one policy.HostBind) (policy.Verdict, error) {
 		create = func(real string) bool { return b.inside(real, true) }
 	}
 	f, real, err := binds.Open(b.caller, one.Source, !one.ReadOnly, create)
+	const outside = "it is not below a directory that may be bound"
+	var unusable *binds.OpenError
 	switch {
+	case errors.As(err, &unusable) && unusable.Real != "" && !b.inside(unusable.Real, false):
+		return policy.RefuseBind(p, one, outside, allowed), nil
+	case unusable != nil && unusable.Real != "" && !one.ReadOnly && !b.inside(unusable.Real, true):
+		return policy.RefuseBind(p, one, "it may be bound with :ro only", allowed), nil
 	case errors.Is(err, unix.ENOENT):
 		return policy.RefuseBind(p, one, "there is no such path, or none that you may make here", allowed), nil
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
@@ -138,7 +144,7 @@ func (b *binder) bind(one policy.HostBind) (policy.Verdict, error) {
 	defer f.Close()
 	switch {
 	case !b.inside(real, false):
-		return policy.RefuseBind(p, one, "it is not below a directory that may be bound", allowed), nil
+		return policy.RefuseBind(p, one, outside, allowed), nil
 	case !one.ReadOnly && !b.inside(real, true):
 		return policy.RefuseBind(p, one, "it may be bound with :ro only", allowed), nil
 	}

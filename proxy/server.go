@@ -229,10 +229,11 @@ type Options struct {
 	Switches  Switches
 	Networks  policy.NetworkRules
 	// StageDir is the staging directory, Private the server's own ones, which are never
-	// bound, and SocketOf the path of a user's socket.
+	// bound, SocketOf the path of a user's socket, and Shared that of everybody's.
 	StageDir string
 	Private  []string
 	SocketOf func(user string) string
+	Shared   string
 	// ImageMode says who sees what a user built.
 	ImageMode policy.Visibility
 	Log       *zap.Logger

@@ -141,6 +141,7 @@ func newDaemon(c *config) (_ *daemon, err error) {
 		Engine: c.enginePath(), Owners: d.index, Ledger: d.index, Resources: resources, Catalog: resources, Census: resources, Names: resources, Index: d.index, Directory: d.directory,
 		Images: store, Registry: store, Tags: register, Writings: register, Forgetter: register, ImageMode: visibilityOf(c.Images),
 		Stage: stage, Staged: stage, Remounter: stage, Users: engine.NewPasswd(client), StageDir: stage.Dir(), Private: []string{c.StateDir, c.RunDir},
+		Shared:   c.sharedPath(),
 		SocketOf: func(user string) string { return proxy.UserSocket(c.RunDir, user) },
 		Recorder: audit.New(records, d.log.Named("audit"), d.metrics), Peers: peers, Processes: client,
 		Switches: proxy.Switches{

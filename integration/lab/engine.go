@@ -227,7 +227,7 @@ func (e *Engine) Stop() error {
 		e.removeContainers(ctx)
 	}
 	err := e.Halt()
-	e.unmountAll()
+	Unmount(e.Dir)
 	return errors.Join(err, e.removeBridge())
 }
 
@@ -239,15 +239,16 @@ func (e *Engine) removeContainers(ctx context.Context) {
 	}
 }
 
-// unmountAll takes away what the Engine leaves mounted below its directory.
-func (e *Engine) unmountAll() {
+// Unmount takes away whatever is mounted below a directory that is about to be
+// removed: what is in the mounts is somebody's and must stay.
+func Unmount(dir string) {
 	text, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return
 	}
 	var points []string
 	for line := range strings.Lines(string(text)) {
-		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], e.Dir+"/") {
+		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], dir+"/") {
 			points = append(points, f[4])
 		}
 	}

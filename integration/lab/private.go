@@ -64,5 +64,6 @@ func (s *Scratch) Close() error {
 	if s.engine != nil {
 		err = s.engine.Stop()
 	}
+	Unmount(s.Dir)
 	return errors.Join(err, os.RemoveAll(s.Dir))
 }

@@ -164,7 +164,7 @@ func (p *Proxy) Kill() error {
 	<-p.ended
 	p.ended = nil
 	// Sockets that nobody listens on would look like a proxy that is ready.
-	return os.RemoveAll(filepath.Join(p.Dir, "run"))
+	return errors.Join(os.RemoveAll(filepath.Join(p.Dir, "run", "users")), os.RemoveAll(p.Shared()))
 }
 
 // Command prepares a program to be run as a person with DOCKER_HOST set to

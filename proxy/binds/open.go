@@ -25,6 +25,8 @@ type Caller struct {
 // An OpenError says why a source is not opened, for the user who named it.
 type OpenError struct {
 	Path string
+	// Real is the path without links, where the caller reached it and may not use it.
+	Real string
 	Err  error
 }
 
@@ -42,46 +44,54 @@ func (e *OpenError) Unwrap() error { return e.Err }
 // returned is only a place (O_PATH); real is its path without links.
 func Open(c Caller, path string, write bool, create func(real string) bool) (f *os.File, real string, err error) {
 	type result struct {
-		fd  int
-		err error
+		fd   int
+		real string
+		err  error
 	}
 	done := make(chan result)
 	go func() {
 		// The thread takes the caller's rights and ends with them: it is never unlocked.
 		runtime.LockOSThread()
-		fd, err := openAs(c, path, write, create)
-		done <- result{fd, err}
+		fd, real, err := openAs(c, path, write, create)
+		done <- result{fd, real, err}
 	}()
 	r := <-done
 	if r.err != nil {
-		return nil, "", &OpenError{path, r.err}
+		return nil, "", &OpenError{path, r.real, r.err}
 	}
-	f = os.NewFile(uintptr(r.fd), path)
-	if real, err = realPath(r.fd); err != nil {
-		return nil, "", errors.Join(&OpenError{path, err}, f.Close())
-	}
-	return f, real, nil
+	return os.NewFile(uintptr(r.fd), path), r.real, nil
 }
 
 // realPath is the path of an open file, without links.
 func realPath(fd int) (string, error) { return os.Readlink("/proc/self/fd/" + strconv.Itoa(fd)) }
 
 // openAs runs on a thread of its own, whose rights it changes.
-func openAs(c Caller, path string, write bool, create func(string) bool) (int, error) {
+func openAs(c Caller, path string, write bool, create func(string) bool) (fd int, real string, err error) {
 	if err := become(c); err != nil {
-		return -1, err
+		return -1, "", err
 	}
 	path = filepath.Clean(path)
-	fd, err := place(unix.AT_FDCWD, path, 0)
+	fd, err = place(unix.AT_FDCWD, path, 0)
 	if errors.Is(err, unix.ENOENT) && create != nil {
 		fd, err = makeAll(path, create)
 	}
 	if err != nil {
-		return -1, err
+		return -1, "", err
 	}
+	if real, err = realPath(fd); err == nil {
+		err = mayUse(fd, write)
+	}
+	if err != nil {
+		return -1, real, errors.Join(err, unix.Close(fd))
+	}
+	return fd, real, nil
+}
+
+// mayUse asks whether the thread may read what fd is a place of, and write it.
+func mayUse(fd int, write bool) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return -1, errors.Join(err, unix.Close(fd))
+		return err
 	}
 	mode := uint32(unix.R_OK)
 	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
@@ -90,10 +100,7 @@ func openAs(c Caller, path string, write bool, create func(string) bool) (int, e
 	if write {
 		mode |= unix.W_OK
 	}
-	if err := unix.Faccessat2(fd, "", mode, unix.AT_EMPTY_PATH|unix.AT_EACCESS); err != nil {
-		return -1, errors.Join(err, unix.Close(fd))
-	}
-	return fd, nil
+	return unix.Faccessat2(fd, "", mode, unix.AT_EMPTY_PATH|unix.AT_EACCESS)
 }
 
 // become gives the calling thread alone the caller's rights to files. The kernel's

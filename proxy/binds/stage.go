@@ -281,7 +281,7 @@ func (s *Stage) Again(b Bind) error {
 	}
 	defer f.Close()
 	if !Inside(real, b.Roots) {
-		return &OpenError{b.Source, fmt.Errorf("it leads to %s now", real)}
+		return &OpenError{Path: b.Source, Real: real, Err: fmt.Errorf("it leads to %s now", real)}
 	}
 	return s.mount(f, &b)
 }

@@ -167,7 +167,7 @@ func TestSubjectsOfTheListed(t *testing.T) {
 		{User: "boss", UID: 1002, GID: 1002, Home: "/home/boss", Group: "g-boss", Slice: "boss", Admin: true},
 		{User: "chief", UID: 1003, GID: 1003, Home: "/home/chief", Group: "g-chief", Slice: "chief", Admin: true},
 		{User: "watched", UID: 1004, GID: 1004, Home: "/home/watched", Group: "g-watched", Slice: "watched", Mode: policy.ModeMonitoring},
-		{User: "first.last", UID: 1005, Group: "g-first.last", Slice: "first_last"},
+		{User: "first.last", UID: 1005, GID: 1005, Home: "/home/first.last", Group: "g-first.last", Slice: "first_last"},
 	} {
 		for range 3 {
 			if got, err := d.ByUID(want.UID); err != nil || got != want {
