@@ -332,9 +332,9 @@ func checkPorts(p *Profile, req *container.CreateRequest) string {
 				case text == "" && !isRange, err == nil && port == 0 && !isRange:
 					// The Engine chooses one of the kernel's ephemeral ports.
 				case err != nil:
-					return fmt.Sprintf("-p %q; Use a port from %d to 65535.", b.HostPort, p.MinPort)
-				case int(port) < p.MinPort:
-					return fmt.Sprintf("-p %s; Use a port of the host from %d on.", b.HostPort, p.MinPort)
+					return fmt.Sprintf("-p %q; Use a port from %d to 65535.", b.HostPort, p.minPort())
+				case int(port) < p.minPort():
+					return fmt.Sprintf("-p %s; Use a port of the host from %d on.", b.HostPort, p.minPort())
 				}
 			}
 			if len(p.PublishIP) > 0 && !allows(p.PublishIP, b.HostIP) {

@@ -114,6 +114,8 @@ func TestHostRules(t *testing.T) {
 		{confined, `{"PortBindings":{"80/tcp":[{"HostPort":"2000-80"}]}}`, "published-ports", ""}, {confined, `{"PortBindings":{"80/tcp":[{"HostPort":"0-1"}]}}`, "published-ports", ""},
 		{confined, `{"PortBindings":{"80/tcp":[{"HostPort":" 80"}]}}`, "published-ports", ""}, {confined, `{"PortBindings":{"80/tcp":[{"HostPort":"70000"}]}}`, "published-ports", ""},
 		{strict, `{"PortBindings":{"80/tcp":[{"HostPort":"8080"}]}}`, "published-ports", ""}, {strict, `{"PortBindings":{"80/tcp":[{"HostIp":"127.0.0.1","HostPort":"8080"}]}}`, "", ""},
+		{&Profile{}, `{"PortBindings":{"80/tcp":[{"HostPort":"1023"}]}}`, "published-ports", "from 1024 on"}, {&Profile{}, `{"PortBindings":{"80/tcp":[{"HostPort":"1024"}]}}`, "", ""},
+		{&Profile{MinPort: 1}, `{"PortBindings":{"80/tcp":[{"HostPort":"1"}]}}`, "", ""},
 		{strict, `{"PublishAllPorts":true}`, "published-ports", ""}, {confined, `{"PublishAllPorts":true}`, "", ""},
 		{confined, `{"RestartPolicy":{"Name":"always"}}`, "", ""}, {strict, `{"RestartPolicy":{"Name":"always"}}`, "restart-policy", "Allowed: no."},
 		{confined, `{"GroupAdd":["docker"]}`, "", ""}, {strict, `{"GroupAdd":["0"]}`, "group-add", ""},
