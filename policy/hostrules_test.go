@@ -122,6 +122,7 @@ func TestHostRules(t *testing.T) {
 		{confined, `{"Binds":["v:/d","v:/d:ro","v:/d:rw,nocopy","/d"]}`, "", ""}, {confined, `{"Binds":["/x:/d:rshared"]}`, "mount-options", ""}, {confined, `{"Binds":["/x:/d:ro,slave"]}`, "mount-options", ""}, {confined, `{"Binds":["/x:/d:Z"]}`, "mount-options", ""},
 		{confined, `{"Mounts":[{"Type":"bind","Source":"/x","Target":"/d","BindOptions":{"Propagation":"shared"}}]}`, "mount-options", ""},
 		{confined, `{"Mounts":[{"Type":"bind","Source":"/x","Target":"/d","BindOptions":{"Propagation":"rprivate"}},{"Type":"tmpfs","Target":"/t"}]}`, "", ""},
+		{confined, `{"VolumesFrom":["a","a:","a:ro","a:rw"]}`, "", ""}, {confined, `{"VolumesFrom":["a:Z"]}`, "mount-options", "--volumes-from a:Z"}, {confined, `{"VolumesFrom":["a:ro,z"]}`, "mount-options", ""},
 		{confined, `{"Mounts":[{"Type":"npipe"}]}`, "mount-options", ""}, {confined, `{"Mounts":[{"Type":""}]}`, "mount-options", ""},
 	} {
 		v := HostVerdict(c.p, request(t, c.host))
@@ -140,6 +141,14 @@ func TestHostRules(t *testing.T) {
 		t.Errorf("endpoint options: %+v", v)
 	}
 	seen["endpoint-options"]++
+	for _, ep := range req.NetworkingConfig.EndpointsConfig {
+		if v := ConnectVerdict(confined, ep); v.Allowed() != (ep == nil) {
+			t.Errorf("connect with %+v: %+v", ep, v)
+		}
+		if v := ConnectVerdict(free, ep); !v.Allowed() {
+			t.Errorf("connect with %+v by the profile open: %+v", ep, v)
+		}
+	}
 	for _, rule := range HostRules {
 		if seen[rule.Name] == 0 {
 			t.Errorf("nothing shows what the rule %s refuses", rule.Name)
