@@ -273,7 +273,7 @@ func (c *config) explain(out io.Writer, user, group string) error {
 		if key == "from" {
 			continue
 		}
-		text := fmt.Sprint(values.Field(i).Interface())
+		text := strings.Trim(fmt.Sprint(values.Field(i).Interface()), "[]")
 		if key == "publish" {
 			text = fmt.Sprintf("min_port %d, addresses %v", source.file.Publish.MinPort, source.file.Publish.Addresses)
 		}
@@ -284,7 +284,7 @@ func (c *config) explain(out io.Writer, user, group string) error {
 		if from == "" {
 			from = "not set"
 		}
-		if text = strings.Trim(text, "[]"); text == "" {
+		if text == "" {
 			text = "-"
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\n", key, from, text)
