@@ -27,6 +27,11 @@ var HostRules = []HostRule{
 	{"security-opt", checkSecurityOpt},
 	{"masked-paths", checkMaskedPaths},
 	{"host-network", func(p *Profile, req *container.CreateRequest) string {
+		if nc := req.NetworkingConfig; nc != nil {
+			if _, ok := nc.EndpointsConfig["host"]; ok {
+				return hostNamespace("--network", "host", p.Network)
+			}
+		}
 		return hostNamespace("--network", string(req.HostConfig.NetworkMode), p.Network)
 	}},
 	{"host-pid", func(p *Profile, req *container.CreateRequest) string {

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/network"
 )
 
 // confined, as the daemon ships it, as far as these tests need it.
@@ -141,6 +142,14 @@ func TestHostRules(t *testing.T) {
 		t.Errorf("endpoint options: %+v", v)
 	}
 	seen["endpoint-options"]++
+	onHost := request(t, `{"NetworkMode":"bridge"}`)
+	onHost.NetworkingConfig = &network.NetworkingConfig{EndpointsConfig: map[string]*network.EndpointSettings{"host": nil}}
+	if v := HostVerdict(confined, onHost); v.Rule != "host-network" {
+		t.Errorf("an endpoint on the host's network: %+v", v)
+	}
+	if v := HostVerdict(lab, onHost); !v.Allowed() {
+		t.Errorf("an endpoint on the host's network by the profile ml-lab: %+v", v)
+	}
 	for _, ep := range req.NetworkingConfig.EndpointsConfig {
 		if v := ConnectVerdict(confined, ep); v.Allowed() != (ep == nil) {
 			t.Errorf("connect with %+v: %+v", ep, v)
