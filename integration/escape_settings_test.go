@@ -28,7 +28,7 @@ func settingHoles() []hole {
 		{rule: "real-time", name: "period", host: `"CpuRealtimePeriod":1000000`, open: taken},
 		{rule: "ulimits", name: "real-time priority", host: limit("rtprio", 99, 99), open: has(`"Name":"rtprio"`)},
 		{rule: "ulimits", name: "niceness", host: limit("nice", 40, 40), open: has(`"Name":"nice"`)},
-		{rule: "ulimits", name: "one that no profile names", host: limit("as", 77777777, 77777777), script: "grep address.space /proc/self/limits", open: prints("77777777")},
+		{rule: "ulimits", name: "one that no profile names", host: limit("as", 7777777777, 7777777777), script: "grep address.space /proc/self/limits", open: prints("7777777777")},
 		{rule: "ulimits", name: "more files than the kernel has", host: limit("nofile", 1048577, 1048577), open: has("1048577")},
 		{rule: "ulimits", name: "files without end", host: limit("nofile", -1, -1), open: has(`"Hard":-1`)},
 		{rule: "storage-opt", name: "of the storage driver", host: `"StorageOpt":{"dm.fs":"x"}`, open: taken, shut: "this storage driver has no such option"},
@@ -99,8 +99,8 @@ func spellingHoles() []hole {
 func otherHoles() []hole {
 	return []hole{
 		{rule: "build-network", name: "of the host", target: "/build?nocache=1&rm=1&forcerm=1&networkmode=host", body: "FROM busybox:local\nRUN readlink /proc/self/ns/net\n", open: tellsInode("net"), says: "build steps may not use the host's network"},
-		{rule: "ulimits", name: "of build steps", target: query("/build?nocache=1&rm=1&forcerm=1", "ulimits", `[{"Name":"as","Soft":77777777,"Hard":77777777}]`), body: "FROM busybox:local\nRUN grep address.space /proc/self/limits\n",
-			open: func(_ *yard, a answer) bool { return strings.Contains(a.body, "77777777") }},
+		{rule: "ulimits", name: "of build steps", target: query("/build?nocache=1&rm=1&forcerm=1", "ulimits", `[{"Name":"as","Soft":7777777777,"Hard":7777777777}]`), body: "FROM busybox:local\nRUN grep address.space /proc/self/limits\n",
+			open: func(_ *yard, a answer) bool { return strings.Contains(a.body, "7777777777") }},
 		{rule: "oom", name: "of a container that runs", target: "/containers/_OWN_/update", body: `{"OomKillDisable":true}`, prepare: ownContainer, open: taken},
 		{rule: "devices", name: "of a container that runs", target: "/containers/_OWN_/update", body: `{"Devices":[{"PathOnHost":"_DISK_"}]}`, prepare: ownContainer, open: has("_DISK_"), shut: "they cannot be changed"},
 		{rule: "device-cgroup-rules", name: "of a container that runs", target: "/containers/_OWN_/update", body: `{"devicecgrouprules":["a *:* rwm"]}`, prepare: ownContainer, open: has("a *:* rwm"), shut: "they cannot be changed"},

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"testing"
 
 	"github.com/ds01/ds01-proxy/integration/lab"
 	"github.com/ds01/ds01-proxy/policy"
@@ -30,9 +31,9 @@ func privilegeHoles() []hole {
 	}
 }
 
-// capabilityHoles asks for every capability that no container has by itself.
+// capabilityHoles asks for capabilities that no container has by itself.
 func capabilityHoles() []hole {
-	all := []hole{
+	return []hole{
 		{rule: "capabilities", name: "SYS_ADMIN mounts", host: `"CapAdd":["SYS_ADMIN"]`, script: "mount -t tmpfs none /tmp && echo mounted", open: prints("mounted")},
 		{rule: "capabilities", name: "NET_ADMIN changes interfaces", host: `"CapAdd":["NET_ADMIN"]`, script: "ip link set lo down && echo changed", open: prints("changed")},
 		{rule: "capabilities", name: "DAC_READ_SEARCH opens by handle", host: `"CapAdd":["DAC_READ_SEARCH"]`, script: "grep CapEff /proc/self/status", open: holds(2)},
@@ -45,16 +46,37 @@ func capabilityHoles() []hole {
 		{rule: "capabilities", name: "with a long s", host: `"CapAdd":["ſys_time"]`, open: has("ſys_time")},
 		{rule: "capabilities", name: "null", host: `"CapAdd":[null]`, open: taken, shut: "an empty name is none"},
 	}
-	for _, c := range []string{
-		"AUDIT_CONTROL", "AUDIT_READ", "BLOCK_SUSPEND", "IPC_LOCK", "IPC_OWNER", "LEASE", "LINUX_IMMUTABLE", "MAC_ADMIN", "MAC_OVERRIDE",
-		"NET_BROADCAST", "SYSLOG", "SYS_BOOT", "SYS_NICE", "SYS_PACCT", "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "WAKE_ALARM",
-	} {
-		all = append(all, hole{rule: "capabilities", name: c, host: `"CapAdd":["` + c + `"]`, open: has(c)})
+}
+
+// otherCapabilities are those that no container has by itself, beside the ones that
+// holes are shown for, and that this Engine knows.
+var otherCapabilities = []string{
+	"AUDIT_CONTROL", "AUDIT_READ", "BLOCK_SUSPEND", "IPC_LOCK", "IPC_OWNER", "LEASE", "LINUX_IMMUTABLE", "MAC_ADMIN", "MAC_OVERRIDE",
+	"NET_BROADCAST", "SYSLOG", "SYS_BOOT", "SYS_NICE", "SYS_PACCT", "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "WAKE_ALARM",
+}
+
+// TestNoOtherCapability asks for each of the others, and of those that newer Engines
+// know.
+func TestNoOtherCapability(t *testing.T) {
+	for _, c := range append([]string{"BPF", "PERFMON", "CHECKPOINT_RESTORE"}, otherCapabilities...) {
+		body := `{"Image":"busybox:local","HostConfig":{"CapAdd":["` + c + `"]}}`
+		if got := ask(t, theProxy.Socket(lab.Alice), "POST", "/containers/create", body); got.status != http.StatusForbidden || !strings.Contains(got.body, "(rule capabilities,") {
+			t.Errorf("%s: %d %s", c, got.status, got.body)
+		}
 	}
-	for _, c := range []string{"BPF", "CHECKPOINT_RESTORE", "PERFMON"} {
-		all = append(all, hole{rule: "capabilities", name: c, host: `"CapAdd":["` + c + `"]`, open: has(c), shut: "this Engine does not know it"})
+	id := admin(t, append(capAdds(otherCapabilities), lab.Image)...)
+	tidy(t, id)
+	if got := admin(t, "inspect", id, "--format", "{{len .HostConfig.CapAdd}}"); got != fmt.Sprint(len(otherCapabilities)) {
+		t.Errorf("the Engine itself gives %s of them", got)
 	}
-	return all
+}
+
+func capAdds(names []string) []string {
+	args := []string{"create"}
+	for _, c := range names {
+		args = append(args, "--cap-add", c)
+	}
+	return args
 }
 
 func confinementHoles() []hole {
@@ -88,11 +110,10 @@ func namespaceHoles() []hole {
 		{rule: "host-network", name: "", host: `"NetworkMode":"host"`, script: link("net"), open: shares("net")},
 		{rule: "host-network", name: "with a sign of the kelvin", host: `"Networ` + "\u212a" + `Mode":"host"`, script: link("net"), open: shares("net")},
 		{rule: "host-network", name: "after another", host: `"NetworkMode":"none","networkmode":"host"`, script: link("net"), open: shares("net")},
-		{rule: "host-network", name: "by its ID", host: `"NetworkMode":"_HOSTNET_"`, prepare: hostNetwork, script: link("net"), open: shares("net")},
-		{rule: "host-network", name: "by its short ID", host: `"NetworkMode":"_HOSTNET12_"`, prepare: hostNetwork, script: link("net"), open: shares("net")},
-		{rule: "host-network", name: "as an endpoint", body: `{"Image":"busybox:local","Tty":true,"Cmd":["readlink","/proc/self/ns/net"],"NetworkingConfig":{"EndpointsConfig":{"host":{}}}}`, open: shares("net")},
-		{rule: "host-network", name: "as an endpoint beside none", body: `{"Image":"busybox:local","Tty":true,"Cmd":["readlink","/proc/self/ns/net"],"HostConfig":{"NetworkMode":"none"},"NetworkingConfig":{"EndpointsConfig":{"host":{}}}}`, open: shares("net")},
-		{rule: "host-network", name: "by connecting", target: "/networks/host/connect", body: `{"Container":"_OWN_"}`, prepare: ownContainer, open: taken},
+		{rule: "host-network", name: "by its ID", host: `"NetworkMode":"_HOSTNET_"`, prepare: hostNetwork, script: link("net"), open: shares("net"), dropped: true, shut: "the namespace stays its own"},
+		{rule: "host-network", name: "by its short ID", host: `"NetworkMode":"_HOSTNET12_"`, prepare: hostNetwork, script: link("net"), open: shares("net"), dropped: true, shut: "the namespace stays its own"},
+		{rule: "host-network", name: "as an endpoint", body: `{"Image":"busybox:local","Tty":true,"Cmd":["readlink","/proc/self/ns/net"],"NetworkingConfig":{"EndpointsConfig":{"host":{}}}}`, open: shares("net"), shut: "the namespace stays its own"},
+		{rule: "host-network", name: "as an endpoint beside none", body: `{"Image":"busybox:local","Tty":true,"Cmd":["readlink","/proc/self/ns/net"],"HostConfig":{"NetworkMode":"none"},"NetworkingConfig":{"EndpointsConfig":{"host":{}}}}`, open: shares("net"), shut: "the namespace stays its own"},
 		{rule: "host-pid", name: "sees the host's processes", host: `"PidMode":"host"`, script: "tr '\\0' ' ' </proc/_PID_/cmdline", open: prints("integration.test")},
 		{rule: "capabilities", name: "SYS_PTRACE and the host's processes read its files", host: `"PidMode":"host","CapAdd":["SYS_PTRACE"]`, script: "head -c 24 /proc/_PID_/root_MARKER_", open: prints(secret)},
 		{rule: "host-ipc", name: "", host: `"IpcMode":"host"`, script: link("ipc"), open: shares("ipc")},

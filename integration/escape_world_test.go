@@ -171,10 +171,11 @@ func TestEscapes(t *testing.T) {
 func (y *yard) escape(h *hole) {
 	y.t.Helper()
 	defer y.tidy()
+	before := y.seen["lists"]
 	if h.prepare != nil {
 		h.prepare(y)
+		before = y.lists()
 	}
-	before := y.lists()
 	got := y.try(h, theProxy.Socket(lab.Alice))
 	if h.dropped {
 		if got.status != http.StatusCreated || h.open(y, got) {
