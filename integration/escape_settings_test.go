@@ -45,7 +45,6 @@ func settingHoles() []hole {
 		{rule: "volume-options", name: "reads the host's files", host: `"Mounts":[{"Type":"volume","Target":"/d","VolumeOptions":{"DriverConfig":{"Name":"local","Options":{"type":"none","o":"bind","device":"_DIR_"}}}}]`,
 			script: "head -c 24 /d/marker", open: prints(secret), says: "options of the volume driver"},
 		{rule: "volume-options", name: "reads the host's disk", target: "/volumes/create", body: `{"Name":"esc-v","DriverOpts":{"type":"ext4","device":"_DISK_"}}`, open: taken, says: "options of the volume driver"},
-		{rule: "volume-driver", name: "another", target: "/volumes/create", body: `{"Name":"esc-v","Driver":"other"}`, open: taken, says: "the volume driver", shut: "there is no such plugin"},
 		{rule: "network-options", name: "names the host's bridge", target: "/networks/create", body: `{"Name":"esc-n","Options":{"com.docker.network.bridge.name":"ds01esc0"}}`, open: taken, says: "the network option"},
 		{rule: "network-driver", name: "of other hosts", target: "/networks/create", body: `{"Name":"esc-n","Driver":"overlay"}`, open: taken, says: "the network driver", shut: "it needs a swarm"},
 		{rule: "endpoint-options", name: "at creation", body: `{"Image":"busybox:local","NetworkingConfig":{"EndpointsConfig":{"bridge":{"DriverOpts":{"com.docker.network.endpoint.sysctls":"x"}}}}}`, open: taken},
