@@ -38,6 +38,12 @@ func shellCommand(t *testing.T, who *lab.Person, script string) *exec.Cmd {
 		cmd = exec.CommandContext(ctx, "sh", "-c", script)
 		cmd.Env = append(os.Environ(), "DOCKER_HOST=unix://"+theEngine.Socket, "DOCKER_CONFIG="+theEngine.Dir+"/admin-config")
 	}
+	return inScratch(t, cmd)
+}
+
+// inScratch gives a command a directory of its own, and what scripts go by.
+func inScratch(t *testing.T, cmd *exec.Cmd) *exec.Cmd {
+	t.Helper()
 	// Scratch space that belongs to whoever runs the script.
 	scratch := t.TempDir()
 	for dir := scratch; dir != os.TempDir() && dir != "/"; dir = filepath.Dir(dir) {

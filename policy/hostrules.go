@@ -8,6 +8,7 @@ import (
 
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/mount"
+	"github.com/docker/docker/api/types/network"
 )
 
 // A HostRule is one rule about what a container may ask of the host.
@@ -26,6 +27,11 @@ var HostRules = []HostRule{
 	{"security-opt", checkSecurityOpt},
 	{"masked-paths", checkMaskedPaths},
 	{"host-network", func(p *Profile, req *container.CreateRequest) string {
+		if nc := req.NetworkingConfig; nc != nil {
+			if _, ok := nc.EndpointsConfig["host"]; ok {
+				return hostNamespace("--network", "host", p.Network)
+			}
+		}
 		return hostNamespace("--network", string(req.HostConfig.NetworkMode), p.Network)
 	}},
 	{"host-pid", func(p *Profile, req *container.CreateRequest) string {
@@ -332,9 +338,9 @@ func checkPorts(p *Profile, req *container.CreateRequest) string {
 				case text == "" && !isRange, err == nil && port == 0 && !isRange:
 					// The Engine chooses one of the kernel's ephemeral ports.
 				case err != nil:
-					return fmt.Sprintf("-p %q; Use a port from %d to 65535.", b.HostPort, p.MinPort)
-				case int(port) < p.MinPort:
-					return fmt.Sprintf("-p %s; Use a port of the host from %d on.", b.HostPort, p.MinPort)
+					return fmt.Sprintf("-p %q; Use a port from %d to 65535.", b.HostPort, p.minPort())
+				case int(port) < p.minPort():
+					return fmt.Sprintf("-p %s; Use a port of the host from %d on.", b.HostPort, p.minPort())
 				}
 			}
 			if len(p.PublishIP) > 0 && !allows(p.PublishIP, b.HostIP) {
@@ -383,6 +389,12 @@ func checkMounts(_ *Profile, req *container.CreateRequest) string {
 			}
 		}
 	}
+	for _, from := range req.HostConfig.VolumesFrom {
+		// The mode holds for the other container's binds too.
+		if _, mode, _ := strings.Cut(from, ":"); mode != "" && mode != "ro" && mode != "rw" {
+			return "--volumes-from " + from + " (" + mode + "); Leave the option out."
+		}
+	}
 	for _, m := range req.HostConfig.Mounts {
 		switch m.Type {
 		case mount.TypeBind, mount.TypeVolume, mount.TypeTmpfs, mount.TypeImage:
@@ -409,17 +421,34 @@ func checkEndpoints(_ *Profile, req *container.CreateRequest) string {
 		return ""
 	}
 	for _, name := range sortedKeys(req.NetworkingConfig.EndpointsConfig) {
-		ep := req.NetworkingConfig.EndpointsConfig[name]
-		if ep == nil {
-			continue
-		}
-		for _, key := range sortedKeys(ep.DriverOpts) {
-			if !slices.Contains(endpointOptions, key) {
-				return "--network driver-opt=" + key + "; Leave it out."
-			}
+		if why := endpoint(req.NetworkingConfig.EndpointsConfig[name]); why != "" {
+			return why
 		}
 	}
 	return ""
+}
+
+func endpoint(ep *network.EndpointSettings) string {
+	if ep == nil {
+		return ""
+	}
+	for _, key := range sortedKeys(ep.DriverOpts) {
+		if !slices.Contains(endpointOptions, key) {
+			return "--network driver-opt=" + key + "; Leave it out."
+		}
+	}
+	return ""
+}
+
+// ConnectVerdict decides about the settings by which a container joins a network.
+func ConnectVerdict(p *Profile, ep *network.EndpointSettings) Verdict {
+	if p.OwnershipOnly {
+		return allow("open-profile")
+	}
+	if why := endpoint(ep); why != "" {
+		return refuseByRule(p, "endpoint-options", why)
+	}
+	return allow("host-rules")
 }
 
 // UpdateVerdict decides about a change of a container's settings.

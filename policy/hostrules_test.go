@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/network"
 )
 
 // confined, as the daemon ships it, as far as these tests need it.
@@ -114,12 +115,15 @@ func TestHostRules(t *testing.T) {
 		{confined, `{"PortBindings":{"80/tcp":[{"HostPort":"2000-80"}]}}`, "published-ports", ""}, {confined, `{"PortBindings":{"80/tcp":[{"HostPort":"0-1"}]}}`, "published-ports", ""},
 		{confined, `{"PortBindings":{"80/tcp":[{"HostPort":" 80"}]}}`, "published-ports", ""}, {confined, `{"PortBindings":{"80/tcp":[{"HostPort":"70000"}]}}`, "published-ports", ""},
 		{strict, `{"PortBindings":{"80/tcp":[{"HostPort":"8080"}]}}`, "published-ports", ""}, {strict, `{"PortBindings":{"80/tcp":[{"HostIp":"127.0.0.1","HostPort":"8080"}]}}`, "", ""},
+		{&Profile{}, `{"PortBindings":{"80/tcp":[{"HostPort":"1023"}]}}`, "published-ports", "from 1024 on"}, {&Profile{}, `{"PortBindings":{"80/tcp":[{"HostPort":"1024"}]}}`, "", ""},
+		{&Profile{MinPort: 1}, `{"PortBindings":{"80/tcp":[{"HostPort":"1"}]}}`, "", ""},
 		{strict, `{"PublishAllPorts":true}`, "published-ports", ""}, {confined, `{"PublishAllPorts":true}`, "", ""},
 		{confined, `{"RestartPolicy":{"Name":"always"}}`, "", ""}, {strict, `{"RestartPolicy":{"Name":"always"}}`, "restart-policy", "Allowed: no."},
 		{confined, `{"GroupAdd":["docker"]}`, "", ""}, {strict, `{"GroupAdd":["0"]}`, "group-add", ""},
 		{confined, `{"Binds":["v:/d","v:/d:ro","v:/d:rw,nocopy","/d"]}`, "", ""}, {confined, `{"Binds":["/x:/d:rshared"]}`, "mount-options", ""}, {confined, `{"Binds":["/x:/d:ro,slave"]}`, "mount-options", ""}, {confined, `{"Binds":["/x:/d:Z"]}`, "mount-options", ""},
 		{confined, `{"Mounts":[{"Type":"bind","Source":"/x","Target":"/d","BindOptions":{"Propagation":"shared"}}]}`, "mount-options", ""},
 		{confined, `{"Mounts":[{"Type":"bind","Source":"/x","Target":"/d","BindOptions":{"Propagation":"rprivate"}},{"Type":"tmpfs","Target":"/t"}]}`, "", ""},
+		{confined, `{"VolumesFrom":["a","a:","a:ro","a:rw"]}`, "", ""}, {confined, `{"VolumesFrom":["a:Z"]}`, "mount-options", "--volumes-from a:Z"}, {confined, `{"VolumesFrom":["a:ro,z"]}`, "mount-options", ""},
 		{confined, `{"Mounts":[{"Type":"npipe"}]}`, "mount-options", ""}, {confined, `{"Mounts":[{"Type":""}]}`, "mount-options", ""},
 	} {
 		v := HostVerdict(c.p, request(t, c.host))
@@ -138,6 +142,22 @@ func TestHostRules(t *testing.T) {
 		t.Errorf("endpoint options: %+v", v)
 	}
 	seen["endpoint-options"]++
+	onHost := request(t, `{"NetworkMode":"bridge"}`)
+	onHost.NetworkingConfig = &network.NetworkingConfig{EndpointsConfig: map[string]*network.EndpointSettings{"host": nil}}
+	if v := HostVerdict(confined, onHost); v.Rule != "host-network" {
+		t.Errorf("an endpoint on the host's network: %+v", v)
+	}
+	if v := HostVerdict(lab, onHost); !v.Allowed() {
+		t.Errorf("an endpoint on the host's network by the profile ml-lab: %+v", v)
+	}
+	for _, ep := range req.NetworkingConfig.EndpointsConfig {
+		if v := ConnectVerdict(confined, ep); v.Allowed() != (ep == nil) {
+			t.Errorf("connect with %+v: %+v", ep, v)
+		}
+		if v := ConnectVerdict(free, ep); !v.Allowed() {
+			t.Errorf("connect with %+v by the profile open: %+v", ep, v)
+		}
+	}
 	for _, rule := range HostRules {
 		if seen[rule.Name] == 0 {
 			t.Errorf("nothing shows what the rule %s refuses", rule.Name)

@@ -48,7 +48,7 @@ type Profile struct {
 	LogDriver []string
 	// StorageOpt are options of the storage driver.
 	StorageOpt []string
-	// MinPort is the lowest port of the host that may be published.
+	// MinPort is the lowest port of the host that may be published; 0 means 1024.
 	MinPort int
 	// PublishIP are the addresses that ports may be published on; none means any.
 	PublishIP []string
@@ -70,6 +70,14 @@ type Profile struct {
 // volumeOptions reports whether drivers of volumes and networks, and their options,
 // are free.
 func (p *Profile) volumeOptions() bool { return p.OwnershipOnly || p.VolumeOpt }
+
+// minPort is the lowest port of the host that may be published.
+func (p *Profile) minPort() int {
+	if p.MinPort == 0 {
+		return 1024
+	}
+	return p.MinPort
+}
 
 // allows reports whether a list names a value.
 func allows(list []string, value string) bool { return slices.Contains(list, value) }

@@ -124,6 +124,9 @@ func connectNetwork(x *exchange) (policy.Verdict, error) {
 	if err != nil || !v.Allowed() {
 		return v, err
 	}
+	if host := policy.ConnectVerdict(x.profile(), req.EndpointConfig); !host.Allowed() {
+		return host, nil
+	}
 	return v, x.encode(&req)
 }
 

@@ -155,7 +155,7 @@ func wordYAML(e string) string {
 	if i := strings.Index(e, " not found in type "); i >= 0 {
 		e = strings.Replace(e[:i], "field ", "unknown key ", 1)
 	}
-	return e
+	return strings.Replace(e, "main.publishFile", "keys such as min_port", 1)
 }
 
 // lineOf returns "line N: " for the value at the path of keys, or "" where the

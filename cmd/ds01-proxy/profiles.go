@@ -93,8 +93,11 @@ func readProfiles(own map[string]yaml.Node) (profiles, problems) {
 		r.nodes[name] = profileNode{node, ""}
 	}
 	for _, name := range slices.Sorted(maps.Keys(r.nodes)) {
-		r.read(name)
+		if r.read(name) == nil {
+			r.done[name] = nil
+		}
 	}
+	maps.DeleteFunc(r.done, func(_ string, p *profileSource) bool { return p == nil })
 	return r.done, r.problems
 }
 
@@ -118,7 +121,7 @@ func (r *profileReader) say(name string, line int, format string, args ...any) {
 
 // read reads one profile and those that it comes from; nil where it cannot be read.
 func (r *profileReader) read(name string) *profileSource {
-	if done := r.done[name]; done != nil {
+	if done, ok := r.done[name]; ok {
 		return done
 	}
 	from := r.nodes[name]
@@ -145,14 +148,19 @@ func (r *profileReader) read(name string) *profileSource {
 		}
 		base := r.read(head.From)
 		if base == nil {
+			r.done[head.From] = nil
 			return nil
 		}
 		p.file = base.file
 		maps.Copy(p.lines, base.lines)
 	}
 	for i := 0; i+1 < len(node.Content); i += 2 {
-		if key := node.Content[i]; !profileKeys[key.Value] {
+		key, value := node.Content[i], node.Content[i+1]
+		if !profileKeys[key.Value] {
 			r.say(name, key.Line, "unknown key %s", key.Value)
+		}
+		if key.Value == "publish" {
+			r.checkPublish(name, value)
 		}
 	}
 	var bad *yaml.TypeError
@@ -178,6 +186,16 @@ func (r *profileReader) read(name string) *profileSource {
 	return p
 }
 
+// checkPublish looks at the keys below publish, which are those of the basis where
+// they are not there.
+func (r *profileReader) checkPublish(name string, node *yaml.Node) {
+	for i := 0; i+1 < len(node.Content) && node.Kind == yaml.MappingNode; i += 2 {
+		if key := node.Content[i]; key.Value != "min_port" && key.Value != "addresses" {
+			r.say(name, key.Line, "unknown key publish.%s", key.Value)
+		}
+	}
+}
+
 // profileKeys are the keys that a profile may have, in the order of the file.
 var profileKeys, profileOrder = func() (map[string]bool, []string) {
 	known := make(map[string]bool)
@@ -197,10 +215,13 @@ func (r *profileReader) check(name string, line int, f *profileFile) {
 			caps[i] = strings.TrimPrefix(strings.ToUpper(c), "CAP_")
 		}
 	}
-	for key, list := range map[string][]string{"network": f.Network, "pid": f.PID, "ipc": f.IPC, "uts": f.UTS, "userns": f.Userns, "cgroupns": f.Cgroupns} {
-		for _, value := range list {
+	for _, of := range []struct {
+		key  string
+		list []string
+	}{{"network", f.Network}, {"pid", f.PID}, {"ipc", f.IPC}, {"uts", f.UTS}, {"userns", f.Userns}, {"cgroupns", f.Cgroupns}} {
+		for _, value := range of.list {
 			if value != "host" {
-				r.say(name, line, "%s: %q is not host", key, value)
+				r.say(name, line, "%s: %q is not host", of.key, value)
 			}
 		}
 	}
@@ -273,7 +294,7 @@ func (c *config) explain(out io.Writer, user, group string) error {
 		if key == "from" {
 			continue
 		}
-		text := fmt.Sprint(values.Field(i).Interface())
+		text := strings.Trim(fmt.Sprint(values.Field(i).Interface()), "[]")
 		if key == "publish" {
 			text = fmt.Sprintf("min_port %d, addresses %v", source.file.Publish.MinPort, source.file.Publish.Addresses)
 		}
@@ -284,7 +305,7 @@ func (c *config) explain(out io.Writer, user, group string) error {
 		if from == "" {
 			from = "not set"
 		}
-		if text = strings.Trim(text, "[]"); text == "" {
+		if text == "" {
 			text = "-"
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\n", key, from, text)
