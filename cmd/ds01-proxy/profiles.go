@@ -248,7 +248,7 @@ func (r *profileReader) check(name string, line int, f *profileFile) {
 // policy returns a profile as the rules see it.
 func (p *profileSource) policy(name string) *policy.Profile {
 	f := &p.file
-	binds := make([]policy.BindRoot, 0, len(f.Binds))
+	var binds []policy.BindRoot
 	for _, b := range f.Binds {
 		binds = append(binds, policy.BindRoot(b))
 	}
@@ -295,7 +295,18 @@ func (c *config) explain(out io.Writer, user, group string) error {
 			continue
 		}
 		text := strings.Trim(fmt.Sprint(values.Field(i).Interface()), "[]")
-		if key == "publish" {
+		switch key {
+		case "binds":
+			var words []string
+			for _, b := range source.file.Binds {
+				word := b.Path
+				if b.ReadOnly {
+					word += ":ro"
+				}
+				words = append(words, word)
+			}
+			text = strings.Join(words, " ")
+		case "publish":
 			text = fmt.Sprintf("min_port %d, addresses %v", source.file.Publish.MinPort, source.file.Publish.Addresses)
 		}
 		if source.file.OwnershipOnly && key != "ownership_only" {

@@ -195,7 +195,10 @@ func fill(v reflect.Value) {
 	case reflect.Int:
 		v.SetInt(7)
 	case reflect.Slice:
-		v.Set(reflect.ValueOf([]string{"x"}))
+		v.Set(reflect.MakeSlice(v.Type(), 1, 1))
+		fill(v.Index(0))
+	case reflect.String:
+		v.SetString("x")
 	case reflect.Struct:
 		for i := range v.NumField() {
 			fill(v.Field(i))
