@@ -2,12 +2,14 @@ package integration
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -99,7 +101,7 @@ func TestBindsOfOnesOwn(t *testing.T) {
 		t.Errorf("what root in the container made is %d:%d's, %v", st.Uid, st.Gid, err)
 	}
 	// As a user of the container's, by number, by name, and as oneself.
-	for _, c := range []struct{ user, want string }{{"1000:1000", "1000:1000"}, {fmt.Sprint(lab.Alice.UID), fmt.Sprint(lab.Alice.UID, ":", lab.Alice.UID)}} {
+	for _, c := range []struct{ user, want string }{{"1000:1000", "1000:1000"}, {fmt.Sprint(lab.Alice.UID), fmt.Sprint(lab.Alice.UID, ":0")}} {
 		out, ok := runs(t, p, "--user", c.user, "-v", mine+":/d", lab.Image, "sh", "-c", "stat -c %u:%g /d/mine; cat /d/mine; echo >/d/by-user")
 		if !ok || !strings.HasPrefix(out, c.want+"\nmine") {
 			t.Errorf("as %s: %s", c.user, out)
@@ -237,5 +239,131 @@ func TestMyDockerIsMyOwn(t *testing.T) {
 		if !ok || !strings.Contains(out, fmt.Sprint(lab.Alice.UID)) {
 			t.Errorf("%s: %s", path, out)
 		}
+	}
+}
+
+// TestBindsOfFileSystemsThatCannotMap binds what has no map: only as oneself, without
+// any way to more; and without a map where a profile allows it.
+func TestBindsOfFileSystemsThatCannotMap(t *testing.T) {
+	p, _ := withHomes(t, "    map: [auto, none]\n")
+	mounted := func(fs string, flags uintptr) string {
+		t.Helper()
+		dir := filepath.Join(home(lab.Alice), fs)
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mount("none", dir, fs, flags, ""); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+				t.Error(err)
+			}
+		})
+		if err := os.Chown(dir, int(lab.Alice.UID), int(lab.Alice.UID)); err != nil {
+			t.Fatal(err)
+		}
+		return dir
+	}
+	ram, tmp := mounted("ramfs", 0), mounted("tmpfs", unix.MS_NOSUID|unix.MS_NODEV)
+	if out, ok := runs(t, p, "-v", ram+":/d", lab.Image, "true"); ok || !strings.Contains(out, fmt.Sprintf("Run the container as yourself: --user %d:%d", lab.Alice.UID, lab.Alice.UID)) {
+		t.Errorf("as root: %s", out)
+	}
+	own := fmt.Sprintf("%d:%d", lab.Alice.UID, lab.Alice.UID)
+	out, ok := runs(t, p, "--user", own, "--cap-add", "SETUID", "--security-opt", "no-new-privileges=false", "-v", ram+":/d", lab.Image, "sh", "-c", "echo x >/d/f; grep -E 'CapBnd|NoNewPrivs' /proc/self/status")
+	if !ok || !strings.Contains(out, "CapBnd:\t0000000000000000") || !strings.Contains(out, "NoNewPrivs:\t1") {
+		t.Errorf("as oneself: %s", out)
+	}
+	if out, ok := runs(t, p, "-v", tmp+":/d", lab.Image, "stat", "-c", "%u", "/d"); !ok || out != "0" {
+		t.Errorf("a tmpfs: %s", out)
+	}
+	if out, ok := runs(t, p, "--label", "ds01.bind.map=none", "-v", tmp+":/d", lab.Image, "stat", "-c", "%u", "/d"); !ok || out != fmt.Sprint(lab.Alice.UID) {
+		t.Errorf("without a map: %s", out)
+	}
+	if out, ok := runs(t, p, "--label", "ds01.bind.map=none", "-v", home(lab.Alice)+":/d", lab.Image, "true"); ok || !strings.Contains(out, "honours set-user-id programs or devices") {
+		t.Errorf("without a map where the host honours set-user-id programs: %s", out)
+	}
+}
+
+// TestBindsInTheStrictProfile wants no root beside what is the host's.
+func TestBindsInTheStrictProfile(t *testing.T) {
+	p, _ := withHomes(t, "    binds_as_root: false\n")
+	mine := home(lab.Alice)
+	for _, args := range [][]string{{}, {"--user", "0"}, {"--user", "root"}, {"--user", "0:5"}, {"--user", "00"}} {
+		if out, ok := runs(t, p, append(args, "-v", mine+":/d", lab.Image, "true")...); ok || !strings.Contains(out, "rule bind-root") {
+			t.Errorf("%v: %s", args, out)
+		}
+	}
+	if out, ok := runs(t, p, "--user", fmt.Sprint(lab.Alice.UID), "-v", mine+":/d", lab.Image, "touch", "/d/x"); !ok {
+		t.Error(out)
+	}
+}
+
+// TestAnImageThatGivesItsFilesAway binds over a volume that the image declares and
+// whose files it gives to a user of its own: the maker is told what to do.
+func TestAnImageThatGivesItsFilesAway(t *testing.T) {
+	p, _ := withHomes(t, "")
+	untag(t, "givesaway:1")
+	admin(t, "create", "--name", "givesaway", lab.Image)
+	tidy(t, "givesaway")
+	admin(t, "commit", "-c", "VOLUME /data", "-c", `CMD ["chown", "70", "/data"]`, "givesaway", "givesaway:1")
+	out, ok := runs(t, p, "-v", home(lab.Alice)+":/data", "givesaway:1")
+	if ok || !strings.Contains(out, "WARNING") || !strings.Contains(out, "use a named volume then, -v NAME:/data.") || !strings.Contains(out, "Value too large") {
+		t.Errorf("it says: %s", out)
+	}
+	tidy(t, "givesaway-volume")
+	if out, ok := runs(t, p, "-v", "givesaway-volume:/data", "givesaway:1"); !ok || out != "" {
+		t.Errorf("with a volume: %s", out)
+	}
+}
+
+// TestSwappedLinkRace swaps a directory of alice's with a link to what she may not
+// have, while containers that bind it are made, started and started again.
+func TestSwappedLinkRace(t *testing.T) {
+	p, _ := withHomes(t, "    restart: [always]\n")
+	dir, secret := filepath.Join(home(lab.Alice), "dir"), filepath.Join(os.Getenv("HOMES"), "roots")
+	if err := errors.Join(os.Mkdir(dir, 0o777), os.Chmod(dir, 0o777), os.Mkdir(secret, 0o700), os.WriteFile(filepath.Join(secret, "marker"), []byte("SECRET"), 0o600), os.Symlink(secret, dir+"-link")); err != nil {
+		t.Fatal(err)
+	}
+	stop, done := make(chan struct{}), make(chan struct{})
+	swaps := 0
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				if unix.Renameat2(unix.AT_FDCWD, dir, unix.AT_FDCWD, dir+"-link", unix.RENAME_EXCHANGE) == nil {
+					swaps++
+				}
+			}
+		}
+	}()
+	sock := p.Socket(lab.Alice)
+	made, refused := 0, 0
+	for began := time.Now(); time.Since(began) < raceTime; {
+		got := ask(t, sock, "POST", "/containers/create", `{"Image":"busybox:local","Cmd":["sh","-c","cat /d/marker; echo mine >/d/marker-$(hostname)"],"HostConfig":{"NetworkMode":"none","Binds":["`+dir+`:/d"]}}`)
+		if got.status != http.StatusCreated {
+			refused++
+			continue
+		}
+		made++
+		id := idIn(got)
+		for _, verb := range []string{"start", "wait", "restart?t=0", "wait"} {
+			ask(t, sock, "POST", "/containers/"+id+"/"+verb, "")
+		}
+		if log := ask(t, sock, "GET", "/containers/"+id+"/logs?stdout=1&stderr=1", "").body; strings.Contains(log, "SECRET") {
+			t.Fatalf("after %d containers one read the secret", made)
+		}
+		ask(t, sock, "DELETE", "/containers/"+id+"?force=1", "")
+	}
+	close(stop)
+	<-done
+	if made == 0 || refused == 0 || swaps < 1000 {
+		t.Errorf("the race was not run: %d made, %d refused, %d swaps", made, refused, swaps)
+	}
+	if left, err := os.ReadDir(secret); err != nil || len(left) != 1 {
+		t.Errorf("what alice may not have got %v, %v", left, err)
 	}
 }

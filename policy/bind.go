@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"path"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/docker/docker/api/types/container"
@@ -27,9 +26,10 @@ type BindRoot struct {
 type HostBind struct {
 	// Field is the place as users know it, for messages.
 	Field string
-	// Source is the path, cleaned as the Engine does it.
-	Source   string
-	ReadOnly bool
+	// Source is the path, cleaned as the Engine does it, and Target where the container
+	// has it.
+	Source, Target string
+	ReadOnly       bool
 	// MayCreate is true where the Engine makes a directory that is missing.
 	MayCreate bool
 	// Set puts another path in its stead.
@@ -48,9 +48,9 @@ func HostBinds(req *container.CreateRequest) []HostBind {
 		if !ok || !strings.HasPrefix(source, "/") {
 			continue
 		}
-		_, options, _ := strings.Cut(rest, ":")
+		target, options, _ := strings.Cut(rest, ":")
 		list = append(list, HostBind{
-			Field: "-v " + bind, Source: path.Clean(source), MayCreate: true,
+			Field: "-v " + bind, Source: path.Clean(source), Target: cleanTarget(target), MayCreate: true,
 			ReadOnly: slices.Contains(strings.Split(options, ","), "ro"),
 			Set:      func(source string) { hc.Binds[i] = source + ":" + rest },
 		})
@@ -61,7 +61,7 @@ func HostBinds(req *container.CreateRequest) []HostBind {
 			continue
 		}
 		list = append(list, HostBind{
-			Field: "--mount source=" + m.Source, Source: path.Clean(m.Source), ReadOnly: m.ReadOnly,
+			Field: "--mount source=" + m.Source, Source: path.Clean(m.Source), Target: cleanTarget(m.Target), ReadOnly: m.ReadOnly,
 			MayCreate: m.BindOptions != nil && m.BindOptions.CreateMountpoint,
 			Set:       func(source string) { m.Source = source },
 		})
@@ -131,7 +131,10 @@ const (
 // container's label, user whom it runs as.
 func ChooseMap(p *Profile, s *Subject, asked, user, kind string) (BindMap, Verdict) {
 	name, _, _ := strings.Cut(user, ":")
-	isRoot := name == "" || name == "0" || name == "root"
+	isRoot := name == "" || name == "root" || strings.Trim(name, "0") == ""
+	if isRoot && !p.BindsAsRoot {
+		return MapRoot, refuse("bind-root", fmt.Sprintf("Permission denied: a container with binds of the host may not run as root here (rule bind-root, profile %s). Run it as yourself: --user %d:%d.", p.Name, s.UID, s.GID))
+	}
 	choice := asked
 	if choice == "" {
 		choice = "auto"
@@ -146,7 +149,7 @@ func ChooseMap(p *Profile, s *Subject, asked, user, kind string) (BindMap, Verdi
 		return MapNone, allow("bind-map")
 	case choice == "root", choice == "auto" && isRoot:
 		return MapRoot, allow("bind-map")
-	case choice == "user", choice == "auto" && (kind == "devcontainer" || name == strconv.FormatUint(uint64(s.UID), 10)):
+	case choice == "user", choice == "auto" && kind == "devcontainer":
 		return MapUser, allow("bind-map")
 	}
 	return MapContainer, allow("bind-map")
@@ -178,4 +181,11 @@ func HardenBinds(req *container.CreateRequest) {
 	if !slices.ContainsFunc(hc.CapDrop, func(c string) bool { return capability(c) == "MKNOD" || capability(c) == "ALL" }) {
 		hc.CapDrop = append(hc.CapDrop, "MKNOD")
 	}
+}
+
+// ChownWarning is what the maker of a container reads where a bind is in the place of
+// a volume that the image declares: databases give its files to a user of theirs,
+// which the host's disk does not take.
+func ChownWarning(b HostBind) string {
+	return fmt.Sprintf("%s: files there can belong to you alone. An image that gives them to another user, as databases do, fails with \"Value too large for defined data type\": use a named volume then, -v NAME:%s.", b.Field, b.Target)
 }

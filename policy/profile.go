@@ -58,6 +58,8 @@ type Profile struct {
 	GroupAdd []string
 	// Binds are the paths of the host that may be bound.
 	Binds []BindRoot
+	// BindsAsRoot allows containers that run as root to have binds of the host.
+	BindsAsRoot bool
 	// Map are the ways in which owners of bound files may be mapped; the first is what
 	// holds where a container says nothing.
 	Map []string

@@ -108,15 +108,22 @@ func stampContainer(x *exchange) ([]byte, bool) {
 // answerCreated remembers the container before the client knows of it.
 func answerCreated(x *exchange, _ *upstream, resp *http.Response) error {
 	var created container.CreateResponse
-	return x.replayJSON(resp, &created, func() {
-		x.rec.Objects = append(x.rec.Objects, created.ID)
-		x.giveBinds(created.ID)
-		x.srv.Ledger.AddContainer(engine.Container{
-			ID:     created.ID,
-			Names:  []string{x.query.Get("name")},
-			Labels: map[string]string{policy.LabelUser: x.subject.User},
-		})
+	text, err := x.readAnswer(resp, &created)
+	if err != nil {
+		return err
+	}
+	x.rec.Objects = append(x.rec.Objects, created.ID)
+	x.giveBinds(created.ID)
+	x.srv.Ledger.AddContainer(engine.Container{
+		ID:     created.ID,
+		Names:  []string{x.query.Get("name")},
+		Labels: map[string]string{policy.LabelUser: x.subject.User},
 	})
+	if len(x.warnings) == 0 {
+		return x.reply(resp, text)
+	}
+	created.Warnings = append(created.Warnings, x.warnings...)
+	return x.replyJSON(resp, &created)
 }
 
 // conflictOfNames answers for a name that another user's container has: whose it is

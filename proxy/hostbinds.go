@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/docker/docker/api/types/container"
@@ -179,6 +180,9 @@ func (b *binder) bind(one policy.HostBind) (policy.Verdict, error) {
 		}
 	})
 	b.writable = b.writable || !one.ReadOnly
+	if whose != nil && whose.ToUID == 0 && !one.ReadOnly && slices.Contains(x.runs.Volumes, one.Target) {
+		x.warnings = append(x.warnings, policy.ChownWarning(one))
+	}
 	one.Set(path)
 	return v, nil
 }

@@ -49,6 +49,7 @@ type profileFile struct {
 	Restart           []string    `yaml:"restart"`
 	GroupAdd          []string    `yaml:"group_add"`
 	Binds             []bindFile  `yaml:"binds"`
+	BindsAsRoot       bool        `yaml:"binds_as_root"`
 	Map               []string    `yaml:"map"`
 	VolumeOpt         bool        `yaml:"volume_opt"`
 	FailClosed        bool        `yaml:"fail_closed"`
@@ -259,7 +260,7 @@ func (p *profileSource) policy(name string) *policy.Profile {
 		Devices: f.Devices, DeviceCgroupRules: f.DeviceCgroupRules, GPUs: f.GPUs, Runtime: f.Runtime,
 		Sysctl: f.Sysctl, Annotation: f.Annotation, Ulimit: f.Ulimit, LogDriver: f.LogDriver, StorageOpt: f.StorageOpt,
 		MinPort: f.Publish.MinPort, PublishIP: f.Publish.Addresses, Restart: f.Restart, GroupAdd: f.GroupAdd,
-		Binds: binds, Map: f.Map, VolumeOpt: f.VolumeOpt, FailClosed: f.FailClosed,
+		Binds: binds, BindsAsRoot: f.BindsAsRoot, Map: f.Map, VolumeOpt: f.VolumeOpt, FailClosed: f.FailClosed,
 	}
 }
 
