@@ -5,11 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/docker/docker/api/types/container"
 	"golang.org/x/sys/unix"
@@ -127,14 +129,19 @@ func (b *binder) bind(one policy.HostBind) (policy.Verdict, error) {
 	if one.MayCreate && !one.ReadOnly {
 		create = func(real string) bool { return b.inside(real, true) }
 	}
-	f, real, err := binds.Open(b.caller, one.Source, !one.ReadOnly, create)
+	f, real, err := x.openSource(b.caller, one.Source, !one.ReadOnly, create)
 	const outside = "it is not below a directory that may be bound"
-	var unusable *binds.OpenError
+	var (
+		unusable *binds.OpenError
+		busy     *statusError
+	)
 	switch {
 	case errors.As(err, &unusable) && unusable.Real != "" && !b.inside(unusable.Real, false):
 		return policy.RefuseBind(p, one, outside, allowed), nil
 	case unusable != nil && unusable.Real != "" && !one.ReadOnly && !b.inside(unusable.Real, true):
 		return policy.RefuseBind(p, one, "it may be bound with :ro only", allowed), nil
+	case errors.As(err, &busy):
+		return policy.Verdict{}, err
 	case errors.Is(err, unix.ENOENT):
 		return policy.RefuseBind(p, one, "there is no such path, or none that you may make here", allowed), nil
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
@@ -185,6 +192,43 @@ func (b *binder) bind(one policy.HostBind) (policy.Verdict, error) {
 	}
 	one.Set(path)
 	return v, nil
+}
+
+// Opening a path can take as long as a file system likes: one of the user's own
+// (FUSE) may never answer, and holds a thread until it does.
+const (
+	maxOpening  = 8
+	openTimeout = 10 * time.Second
+)
+
+// openSource opens a path for the caller, and gives up on what does not answer.
+func (x *exchange) openSource(c binds.Caller, path string, write bool, create func(string) bool) (*os.File, string, error) {
+	user := x.subject.User
+	if !x.srv.opening.take(user, 1) {
+		return nil, "", &statusError{http.StatusTooManyRequests, "too many paths of yours are being opened, or do not answer; wait until they do"}
+	}
+	type result struct {
+		f    *os.File
+		real string
+		err  error
+	}
+	done := make(chan result, 1)
+	go func() {
+		defer x.srv.opening.give(user, 1)
+		f, real, err := binds.Open(c, path, write, create)
+		done <- result{f, real, err}
+	}()
+	select {
+	case r := <-done:
+		return r.f, r.real, r.err
+	case <-time.After(openTimeout):
+		go func() {
+			if r := <-done; r.f != nil {
+				r.f.Close()
+			}
+		}()
+		return nil, "", &binds.OpenError{Path: path, Err: fmt.Errorf("its file system does not answer within %v", openTimeout)}
+	}
 }
 
 func verb(readOnly bool) string {

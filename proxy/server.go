@@ -252,6 +252,8 @@ type Server struct {
 	// conns counts connections by user, open the descriptors of all, buffered the
 	// bytes of bodies by user.
 	conns, open, buffered *tally
+	// opening counts paths of the host that are being opened, by user.
+	opening *tally
 	// naming is held while a network is made, so that two of one name do not come
 	// to be.
 	naming    sync.Mutex
@@ -279,6 +281,7 @@ func New(o Options) (*Server, error) {
 		conns:      newTally(maxConns),
 		open:       newTally(max(descriptors()-reservedFDs, 64)),
 		buffered:   newTally(maxBuffered),
+		opening:    newTally(maxOpening),
 		stagedPath: stagedPath(o.StageDir),
 	}
 	s.http = &http.Server{
