@@ -11,7 +11,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/docker/docker/api/types/container"
 	"golang.org/x/sys/unix"
@@ -194,41 +193,17 @@ func (b *binder) bind(one policy.HostBind) (policy.Verdict, error) {
 	return v, nil
 }
 
-// Opening a path can take as long as a file system likes: one of the user's own
-// (FUSE) may never answer, and holds a thread until it does.
-const (
-	maxOpening  = 8
-	openTimeout = 10 * time.Second
-)
+// maxOpening is how many paths of the host a user may have being opened: each holds
+// a thread for as long as a file system of the user's own takes.
+const maxOpening = 8
 
-// openSource opens a path for the caller, and gives up on what does not answer.
+// openSource opens a path for the caller.
 func (x *exchange) openSource(c binds.Caller, path string, write bool, create func(string) bool) (*os.File, string, error) {
 	user := x.subject.User
 	if !x.srv.opening.take(user, 1) {
 		return nil, "", &statusError{http.StatusTooManyRequests, "too many paths of yours are being opened, or do not answer; wait until they do"}
 	}
-	type result struct {
-		f    *os.File
-		real string
-		err  error
-	}
-	done := make(chan result, 1)
-	go func() {
-		defer x.srv.opening.give(user, 1)
-		f, real, err := binds.Open(c, path, write, create)
-		done <- result{f, real, err}
-	}()
-	select {
-	case r := <-done:
-		return r.f, r.real, r.err
-	case <-time.After(openTimeout):
-		go func() {
-			if r := <-done; r.f != nil {
-				r.f.Close()
-			}
-		}()
-		return nil, "", &binds.OpenError{Path: path, Err: fmt.Errorf("its file system does not answer within %v", openTimeout)}
-	}
+	return binds.OpenSoon(c, path, write, create, func() { x.srv.opening.give(user, 1) })
 }
 
 func verb(readOnly bool) string {

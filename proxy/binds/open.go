@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -60,6 +61,37 @@ func Open(c Caller, path string, write bool, create func(real string) bool) (f *
 		return nil, "", &OpenError{path, r.real, r.err}
 	}
 	return os.NewFile(uintptr(r.fd), path), r.real, nil
+}
+
+// openTimeout is how long a path may take to be opened: a file system of the user's
+// own (FUSE) may never answer, and holds a thread until it does.
+const openTimeout = 10 * time.Second
+
+// OpenSoon is Open for who cannot wait: it gives up on a path that does not answer.
+// ended is called when the thread is free again.
+func OpenSoon(c Caller, path string, write bool, create func(real string) bool, ended func()) (*os.File, string, error) {
+	type result struct {
+		f    *os.File
+		real string
+		err  error
+	}
+	done := make(chan result, 1)
+	go func() {
+		defer ended()
+		f, real, err := Open(c, path, write, create)
+		done <- result{f, real, err}
+	}()
+	select {
+	case r := <-done:
+		return r.f, r.real, r.err
+	case <-time.After(openTimeout):
+		go func() {
+			if r := <-done; r.f != nil {
+				r.f.Close()
+			}
+		}()
+		return nil, "", &OpenError{Path: path, Err: fmt.Errorf("its file system does not answer within %v", openTimeout)}
+	}
 }
 
 // realPath is the path of an open file, without links.

@@ -275,7 +275,7 @@ func (s *Stage) Restore() (missing []Bind, err error) {
 
 // Again opens a bind as its user and mounts it, where it is not mounted.
 func (s *Stage) Again(b Bind) error {
-	f, real, err := Open(b.Caller, b.Source, !b.ReadOnly, nil)
+	f, real, err := OpenSoon(b.Caller, b.Source, !b.ReadOnly, nil, func() {})
 	if err != nil {
 		return err
 	}
