@@ -2,6 +2,7 @@ package integration
 
 import (
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"testing"
@@ -31,6 +32,8 @@ func settingHoles() []hole {
 		{rule: "ulimits", name: "one that no profile names", host: limit("as", 7777777777, 7777777777), script: "grep address.space /proc/self/limits", open: prints("7777777777")},
 		{rule: "ulimits", name: "more files than the kernel has", host: limit("nofile", 1048577, 1048577), open: has("1048577")},
 		{rule: "ulimits", name: "files without end", host: limit("nofile", -1, -1), open: has(`"Hard":-1`)},
+		{rule: "block-io", name: "tells whether a file is there", host: `"BlkioDeviceReadBps":[{"Path":"_DIR_/other","Rate":1}]`, open: prints("stat _DIR_/other: no such file")},
+		{rule: "block-io", name: "a weight for a file", host: `"BlkioWeightDevice":[{"Path":"_MARKER_","Weight":50}]`, open: taken},
 		{rule: "storage-opt", name: "of the storage driver", host: `"StorageOpt":{"dm.fs":"x"}`, open: taken, shut: "this storage driver has no such option"},
 		{rule: "published-ports", name: "a low one", host: `"PortBindings":{"80/tcp":[{"HostPort":"1"}]}`, open: has(`"HostPort":"1"`)},
 		{rule: "published-ports", name: "a low one on one address", host: `"PortBindings":{"80/udp":[{"HostIp":"127.0.0.1","HostPort":"53"}]}`, open: has(`"HostPort":"53"`)},
@@ -123,6 +126,21 @@ func TestEveryRuleHasAHole(t *testing.T) {
 	for _, rule := range rules() {
 		if !seen[rule] {
 			t.Errorf("no hole shows what the rule %s is for", rule)
+		}
+	}
+}
+
+// TestNullsThatLockTheEngine sends what an Engine fails on while it holds a container's
+// lock: it goes on to hang on whatever looks at the container, and at its own end. The
+// Engine of these tests never gets to see it.
+func TestNullsThatLockTheEngine(t *testing.T) {
+	for host, rule := range map[string]string{
+		`"Ulimits":[null]`: "ulimits", `"ulimitſ":[{"Name":"core"},null]`: "ulimits", `"BlkioWeightDevice":[null]`: "block-io", `"BlkioDeviceReadBps":[null]`: "block-io",
+		`"BlkioDeviceWriteBps":[null]`: "block-io", `"BlkioDeviceReadIOps":[null]`: "block-io", `"BlkioDeviceWriteIOps":[null]`: "block-io",
+	} {
+		got := ask(t, theProxy.Socket(lab.Alice), "POST", "/containers/create", `{"Image":"busybox:local","HostConfig":{`+host+`}}`)
+		if got.status != http.StatusForbidden || !strings.Contains(got.body, "(rule "+rule+",") {
+			t.Errorf("%s: %d %s", host, got.status, got.body)
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/docker/docker/api/types/blkiodev"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/mount"
 	"github.com/docker/docker/api/types/network"
@@ -58,6 +59,7 @@ var HostRules = []HostRule{
 	{"oom", checkOOM},
 	{"real-time", checkRealTime},
 	{"ulimits", checkUlimits},
+	{"block-io", checkBlockIO},
 	{"log-driver", checkLogging},
 	{"storage-opt", checkStorage},
 	{"published-ports", checkPorts},
@@ -283,7 +285,8 @@ func checkUlimits(p *Profile, req *container.CreateRequest) string {
 func ulimits(p *Profile, list []*container.Ulimit) string {
 	for _, u := range list {
 		if u == nil {
-			continue
+			// Engines fail on it when the container starts, and leave it locked.
+			return "--ulimit null; Leave it out."
 		}
 		if !allows(p.Ulimit, u.Name) {
 			return "--ulimit " + u.Name + "; " + allowed("Allowed", p.Ulimit)
@@ -294,6 +297,33 @@ func ulimits(p *Profile, list []*container.Ulimit) string {
 	}
 	return ""
 }
+
+// checkBlockIO holds the devices of limits to /dev: the Engine looks for the path as
+// root, and says whether it is there. It fails on null.
+func checkBlockIO(_ *Profile, req *container.CreateRequest) string {
+	hc := req.HostConfig
+	for _, d := range hc.BlkioWeightDevice {
+		if d == nil || !inDev(d.Path) {
+			return "--blkio-weight-device; Name a device below /dev."
+		}
+	}
+	for _, of := range []struct {
+		flag string
+		list []*blkiodev.ThrottleDevice
+	}{
+		{"--device-read-bps", hc.BlkioDeviceReadBps}, {"--device-write-bps", hc.BlkioDeviceWriteBps},
+		{"--device-read-iops", hc.BlkioDeviceReadIOps}, {"--device-write-iops", hc.BlkioDeviceWriteIOps},
+	} {
+		for _, d := range of.list {
+			if d == nil || !inDev(d.Path) {
+				return of.flag + "; Name a device below /dev."
+			}
+		}
+	}
+	return ""
+}
+
+func inDev(path string) bool { return allowsPath([]string{"/dev/*", "/dev/*/*"}, path) }
 
 // logOptions are what the Engine's own drivers are told about files and lines.
 var logOptions = []string{

@@ -26,7 +26,7 @@ var wishes = map[bool][]string{
 		`"MaskedPaths":[]`, `"ReadonlyPaths":[]`, `"Mas` + "\u212a" + `edPaths":["/proc/kcore"]`, `"NetworkMode":"host"`, `"PidMode":"host"`, `"IpcMode":"host"`, `"UTSMode":"host"`, `"UsernsMode":"host"`, `"CgroupnsMode":"host"`,
 		`"Devices":[{"PathOnHost":"/dev/sda"}]`, `"Devices":[null]`, `"DeviceCgroupRules":["a *:* rwm"]`, `"DeviceRequests":[{"Driver":"cdi","DeviceIDs":["x/y=z"]}]`, `"Runtime":"other"`,
 		`"Sysctls":{"kernel.core_pattern":"x"}`, `"Annotations":{"a":"b"}`, `"OomKillDisable":true`, `"OomScoreAdj":-1`, `"CpuRealtimeRuntime":1`, `"CpuRealtimePeriod":1`,
-		`"Ulimits":[{"Name":"rtprio","Hard":1}]`, `"Ulimits":[{"Name":"nofile","Hard":-1}]`, `"LogConfig":{"Type":"syslog"}`, `"LogConfig":{"Config":{"syslog-address":"x"}}`, `"StorageOpt":{"dm.fs":"x"}`,
+		`"Ulimits":[{"Name":"rtprio","Hard":1}]`, `"Ulimits":[{"Name":"nofile","Hard":-1}]`, `"Ulimits":[null]`, `"BlkioDeviceReadBps":[null]`, `"BlkioDeviceWriteIOps":[{"Path":"/root/x"}]`, `"BlkioWeightDevice":[{"Path":"/dev/../x"}]`, `"LogConfig":{"Type":"syslog"}`, `"LogConfig":{"Config":{"syslog-address":"x"}}`, `"StorageOpt":{"dm.fs":"x"}`,
 		`"PortBindings":{"80/tcp":[{"HostPort":"80"}]}`, `"PortBindings":{"80/tcp":[{"HostPort":"8080"},{"HostPort":"1-65535"}]}`, `"PortBindings":{"80/tcp":[{"HostPort":"0-9"}]}`,
 		`"RestartPolicy":{"Name":"ever"}`, `"Binds":["v:/d:rshared"]`, `"Binds":["v:/d:ro,Z"]`, `"VolumesFrom":["x:z"]`, `"Mounts":[{"Type":"npipe"}]`,
 		`"Mounts":[{"Type":"volume","Target":"/d","VolumeOptions":{"DriverConfig":{"Options":{"device":"/etc"}}}}]`, `"VolumeDriver":"other"`,
@@ -35,7 +35,7 @@ var wishes = map[bool][]string{
 	false: {
 		``, `"CapAdd":["CHOWN","CAP_NET_RAW"],"CapDrop":["ALL"]`, `"SecurityOpt":["no-new-privileges","no-new-privileges:true","seccomp=builtin","apparmor=docker-default"]`, `"MaskedPaths":null,"ReadonlyPaths":null`,
 		`"NetworkMode":"bridge","IpcMode":"shareable","CgroupnsMode":"private"`, `"DeviceRequests":[{"Count":-1,"Capabilities":[["gpu"]]}],"Runtime":"nvidia"`, `"Sysctls":{"net.ipv4.ip_unprivileged_port_start":"0"}`,
-		`"OomKillDisable":false,"OomScoreAdj":5,"Memory":5,"NanoCpus":5`, `"Ulimits":[{"Name":"nofile","Hard":1048576,"Soft":5},{"Name":"memlock","Hard":-1,"Soft":-1}]`, `"LogConfig":{"Type":"local","Config":{"max-size":"1m"}}`,
+		`"OomKillDisable":false,"OomScoreAdj":5,"Memory":5,"NanoCpus":5`, `"Ulimits":[{"Name":"nofile","Hard":1048576,"Soft":5},{"Name":"memlock","Hard":-1,"Soft":-1}],"BlkioDeviceReadBps":[{"Path":"/dev/sda","Rate":1}]`, `"LogConfig":{"Type":"local","Config":{"max-size":"1m"}}`,
 		`"StorageOpt":{"Size":"1g"}`, `"PortBindings":{"80/tcp":[{"HostPort":"8080-8090"},{"HostPort":""},{"HostPort":"0","HostIp":"1.2.3.4"}]}`, `"RestartPolicy":{"Name":"always"}`, `"GroupAdd":["0"]`,
 		`"Binds":["v:/d:ro"],"Mounts":[{"Type":"tmpfs","Target":"/t"},{"Type":"volume","Target":"/d"}],"Tmpfs":{"/x":""}`,
 	},
@@ -148,6 +148,7 @@ var (
 	safeSysctl = regexp.MustCompile(`^(kernel\.shm_rmid_forced|net\.ipv4\.(ip_local_(port_range|reserved_ports)|ip_unprivileged_port_start|ping_group_range|tcp_(fin_timeout|syncookies|keepalive_(intvl|probes|time))))$`)
 	safeLimit  = regexp.MustCompile(`^(core|cpu|data|fsize|locks|memlock|msgqueue|nofile|nproc|rss|rttime|sigpending|stack)$`)
 	safeLogOpt = regexp.MustCompile(`^(max-(size|file|buffer-size)|compress|labels(-regex)?|env(-regex)?|tag|mode|cache-(disabled|max-file|max-size|compress))$`)
+	device     = regexp.MustCompile(`(?s)^/dev/([^/]*[^/.][^/]*|\.{3,})(/([^/]*[^/.][^/]*|\.{3,}))?$`)
 	hostly     = regexp.MustCompile(`(^|,)(r?shared|r?slave|r?unbindable|[zZ])(,|$)`)
 )
 
@@ -156,9 +157,9 @@ var (
 var (
 	lookedAt = strings.Fields(`Privileged CapAdd SecurityOpt MaskedPaths ReadonlyPaths NetworkMode PidMode IpcMode UTSMode UsernsMode CgroupnsMode Devices DeviceCgroupRules
 		DeviceRequests Runtime Sysctls Annotations OomKillDisable OomScoreAdj CPURealtimePeriod CPURealtimeRuntime Ulimits LogConfig StorageOpt PortBindings RestartPolicy Binds VolumesFrom
-		Mounts VolumeDriver CgroupParent`)
+		Mounts VolumeDriver CgroupParent BlkioWeightDevice BlkioDeviceReadBps BlkioDeviceWriteBps BlkioDeviceReadIOps BlkioDeviceWriteIOps`)
 	indifferent = strings.Fields(`ContainerIDFile AutoRemove ConsoleSize CapDrop DNS DNSOptions DNSSearch ExtraHosts GroupAdd Cgroup Links PublishAllPorts ReadonlyRootfs Tmpfs ShmSize
-		Isolation Init CPUShares Memory NanoCPUs BlkioWeight BlkioWeightDevice BlkioDeviceReadBps BlkioDeviceWriteBps BlkioDeviceReadIOps BlkioDeviceWriteIOps CPUPeriod CPUQuota
+		Isolation Init CPUShares Memory NanoCPUs BlkioWeight CPUPeriod CPUQuota
 		CpusetCpus CpusetMems KernelMemory KernelMemoryTCP MemoryReservation MemorySwap MemorySwappiness PidsLimit CPUCount CPUPercent IOMaximumIOps IOMaximumBandwidth Resources`)
 )
 
@@ -209,7 +210,13 @@ func forbidden(hc *container.HostConfig, nc *network.NetworkingConfig) []string 
 	when(hc.OomKillDisable != nil && *hc.OomKillDisable || hc.OomScoreAdj < 0, "oom", hc.OomScoreAdj)
 	when(hc.CPURealtimePeriod != 0 || hc.CPURealtimeRuntime != 0, "CpuRealtime", hc.CPURealtimeRuntime)
 	for _, u := range hc.Ulimits {
-		when(u != nil && (!safeLimit.MatchString(u.Name) || u.Name == "nofile" && (uint64(u.Hard) > 1<<20 || uint64(u.Soft) > 1<<20)), "Ulimits", u)
+		when(u == nil || !safeLimit.MatchString(u.Name) || u.Name == "nofile" && (uint64(u.Hard) > 1<<20 || uint64(u.Soft) > 1<<20), "Ulimits", u)
+	}
+	for _, d := range hc.BlkioWeightDevice {
+		when(d == nil || !device.MatchString(d.Path), "BlkioWeightDevice", d)
+	}
+	for _, d := range slices.Concat(hc.BlkioDeviceReadBps, hc.BlkioDeviceWriteBps, hc.BlkioDeviceReadIOps, hc.BlkioDeviceWriteIOps) {
+		when(d == nil || !device.MatchString(d.Path), "BlkioDevice", d)
 	}
 	when(!slices.Contains([]string{"", "json-file", "local", "none"}, hc.LogConfig.Type), "LogConfig", hc.LogConfig.Type)
 	for key := range hc.LogConfig.Config {
