@@ -1,9 +1,13 @@
 package integration
 
 import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -242,8 +246,8 @@ func TestMyDockerIsMyOwn(t *testing.T) {
 	}
 }
 
-// TestBindsOfFileSystemsThatCannotMap binds what has no map: only as oneself, without
-// any way to more; and without a map where a profile allows it.
+// TestBindsOfFileSystemsThatCannotMap refuses what has no map; and binds without one
+// only where a profile allows it, on what honours no set-user-id programs.
 func TestBindsOfFileSystemsThatCannotMap(t *testing.T) {
 	p, _ := withHomes(t, "    map: [auto, none]\n")
 	mounted := func(fs string, flags uintptr) string {
@@ -266,13 +270,11 @@ func TestBindsOfFileSystemsThatCannotMap(t *testing.T) {
 		return dir
 	}
 	ram, tmp := mounted("ramfs", 0), mounted("tmpfs", unix.MS_NOSUID|unix.MS_NODEV)
-	if out, ok := runs(t, p, "-v", ram+":/d", lab.Image, "true"); ok || !strings.Contains(out, fmt.Sprintf("Run the container as yourself: --user %d:%d", lab.Alice.UID, lab.Alice.UID)) {
-		t.Errorf("as root: %s", out)
-	}
 	own := fmt.Sprintf("%d:%d", lab.Alice.UID, lab.Alice.UID)
-	out, ok := runs(t, p, "--user", own, "--cap-add", "SETUID", "--security-opt", "no-new-privileges=false", "-v", ram+":/d", lab.Image, "sh", "-c", "echo x >/d/f; grep -E 'CapBnd|NoNewPrivs' /proc/self/status")
-	if !ok || !strings.Contains(out, "CapBnd:\t0000000000000000") || !strings.Contains(out, "NoNewPrivs:\t1") {
-		t.Errorf("as oneself: %s", out)
+	for _, args := range [][]string{{}, {"--user", own}, {"--label", "ds01.bind.map=none"}} {
+		if out, ok := runs(t, p, append(args, "-v", ram+":/d", lab.Image, "true")...); ok || !strings.Contains(out, "rule bind-source") {
+			t.Errorf("%v: %s", args, out)
+		}
 	}
 	if out, ok := runs(t, p, "-v", tmp+":/d", lab.Image, "stat", "-c", "%u", "/d"); !ok || out != "0" {
 		t.Errorf("a tmpfs: %s", out)
@@ -365,5 +367,86 @@ func TestSwappedLinkRace(t *testing.T) {
 	}
 	if left, err := os.ReadDir(secret); err != nil || len(left) != 1 {
 		t.Errorf("what alice may not have got %v, %v", left, err)
+	}
+}
+
+// TestHardeningIsInherited takes a writable bind from another container, and copies
+// device nodes into one's own.
+func TestHardeningIsInherited(t *testing.T) {
+	p, _ := withHomes(t, "")
+	mine := home(lab.Alice)
+	if out, err := p.Docker(limit(t), lab.Alice, "create", "--name", "harden", "--label", "x=y", "-v", mine+":/h", lab.Image); err != nil {
+		t.Fatal(out)
+	}
+	tidy(t, "harden")
+	for _, args := range [][]string{{"--volumes-from", "harden"}, {"--volumes-from", "harden", "--cap-add", "CHOWN"}, {}} {
+		if out, ok := runs(t, p, append(args, lab.Image, "mknod", "/tmp/disk", "b", "7", "0")...); ok || !strings.Contains(out, "Operation not permitted") {
+			t.Errorf("%v: %s", args, out)
+		}
+	}
+	var archive bytes.Buffer
+	w := tar.NewWriter(&archive)
+	for _, h := range []*tar.Header{{Name: "fine", Typeflag: tar.TypeReg, Mode: 0o644}, {Name: "disk", Typeflag: tar.TypeBlock, Mode: 0o666, Devmajor: 7}} {
+		if err := w.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var packed bytes.Buffer
+	z := gzip.NewWriter(&packed)
+	if _, err := z.Write(archive.Bytes()); err != nil {
+		t.Fatal(err)
+	}
+	if err := z.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for what, body := range map[string]string{"plain": archive.String(), "packed": packed.String()} {
+		for _, at := range []string{"/h", "/tmp"} {
+			got := ask(t, p.Socket(lab.Alice), "PUT", "/containers/harden/archive?path="+at, body, "Content-Type", "application/x-tar")
+			if got.status != http.StatusForbidden || !strings.Contains(got.body, "rule device-nodes") {
+				t.Errorf("%s into %s: %d %s", what, at, got.status, got.body)
+			}
+		}
+	}
+	if _, err := os.Lstat(filepath.Join(mine, "disk")); err == nil {
+		t.Error("the node is in alice's home")
+	}
+	// What is mounted read-only keeps nosuid and nodev.
+	if out, ok := runs(t, p, "-v", mine+":/h:ro", lab.Image, "sh", "-c", "grep ' /h ' /proc/mounts; touch /h/x"); ok || !strings.Contains(out, "nosuid") || !strings.Contains(out, "nodev") || !strings.Contains(out, "Read-only") {
+		t.Errorf("read-only: %s", out)
+	}
+}
+
+// TestAbandonedCreates hangs up while the Engine makes containers: their binds stay
+// theirs.
+func TestAbandonedCreates(t *testing.T) {
+	p, _ := withHomes(t, "")
+	mine := home(lab.Alice)
+	body := `{"Image":"busybox:local","Cmd":["sh","-c","grep ' /h ' /proc/mounts"],"HostConfig":{"NetworkMode":"none","Binds":["` + mine + `:/h"]}}`
+	for i := range 12 {
+		name := fmt.Sprintf("abandoned-%d", i)
+		tidy(t, name)
+		c, err := net.Dial("unix", p.Socket(lab.Alice))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := fmt.Fprintf(c, "POST /containers/create?name=%s HTTP/1.1\r\nHost: d\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", name, len(body), body); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Duration(5*i) * time.Millisecond)
+		c.Close()
+	}
+	time.Sleep(2 * time.Second)
+	for i := range 12 {
+		name := fmt.Sprintf("abandoned-%d", i)
+		if _, err := theEngine.Docker(limit(t), "inspect", name); err != nil {
+			continue
+		}
+		out, err := p.Docker(limit(t), lab.Alice, "start", "-a", name)
+		if err != nil || !strings.Contains(out, "nosuid") || !strings.Contains(out, "idmapped") {
+			t.Errorf("%s: %v: %s", name, err, out)
+		}
 	}
 }

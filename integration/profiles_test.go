@@ -76,10 +76,10 @@ docker-compose -p $N up -d 2>/dev/null; docker-compose -p $N exec -T one sh -c '
 	{name: "more groups", script: `docker run --rm --group-add 1234 --group-add 5 $IMAGE grep Groups: /proc/self/status`, profiles: "confined ml-lab open", refusal: "--group-add 1234 is not allowed here (rule group-add, profile strict)."},
 	{name: "a harmless capability", script: `docker run --rm --cap-drop ALL --cap-add CHOWN $IMAGE grep CapEff /proc/self/status`, profiles: "confined ml-lab open", refusal: "CHOWN is not allowed here (rule capabilities, profile strict). Allowed: NET_BIND_SERVICE."},
 	{name: "the lowest ports of the container", script: `docker run --rm --cap-drop ALL --cap-add NET_BIND_SERVICE $IMAGE grep CapEff /proc/self/status`},
-	{name: "a debugger with shared memory", script: `docker create --name $N --cap-add SYS_PTRACE --ipc host --ulimit memlock=-1 --ulimit stack=67108864 --shm-size 1g $IMAGE; ` + hostConfig + `; docker rm $N
-		docker run --rm --cap-add SYS_PTRACE --ipc host --ulimit stack=67108864 $IMAGE sh -c 'grep CapEff /proc/self/status; ulimit -s; readlink /proc/self/ns/ipc'`,
+	{name: "a debugger with shared memory", script: `docker create --name $N --cap-add SYS_PTRACE --shm-size 1g --ulimit memlock=-1 --ulimit stack=67108864 --shm-size 1g $IMAGE; ` + hostConfig + `; docker rm $N
+		docker run --rm --cap-add SYS_PTRACE --shm-size 1g --ulimit stack=67108864 $IMAGE sh -c 'grep CapEff /proc/self/status; ulimit -s'`,
 		profiles: "ml-lab open", refusal: "SYS_PTRACE is not allowed here (rule capabilities, profile "},
-	{name: "shared memory of the host", script: `docker run --rm --ipc host $IMAGE readlink /proc/self/ns/ipc`, profiles: "ml-lab open", refusal: "--ipc host is not allowed here (rule host-ipc, profile "},
+	{name: "shared memory of the host", script: `docker run --rm --ipc host $IMAGE readlink /proc/self/ns/ipc`, profiles: "open", refusal: "--ipc host is not allowed here (rule host-ipc, profile "},
 	{name: "large shared memory of one's own", script: `docker create --name $N --cap-drop ALL --security-opt no-new-privileges --shm-size 1g --ulimit memlock=-1 --ulimit stack=67108864 $IMAGE; ` + hostConfig + `; docker rm $N
 		docker run --rm --shm-size 1g --ulimit stack=67108864 $IMAGE sh -c 'df /dev/shm | tail -1; ulimit -s'`},
 	{name: "a chosen device", script: `docker run --rm --device /dev/fuse $IMAGE ls -l /dev/fuse | cut -c1-10`, profiles: "ml-lab open", refusal: "--device /dev/fuse is not allowed here (rule devices, profile "},

@@ -30,6 +30,8 @@ type HostBind struct {
 	// has it.
 	Source, Target string
 	ReadOnly       bool
+	// Relative is true where the source is no absolute path.
+	Relative bool
 	// MayCreate is true where the Engine makes a directory that is missing.
 	MayCreate bool
 	// Set puts another path in its stead.
@@ -52,7 +54,16 @@ func HostBinds(req *container.CreateRequest) []HostBind {
 		list = append(list, HostBind{
 			Field: "-v " + bind, Source: path.Clean(source), Target: cleanTarget(target), MayCreate: true,
 			ReadOnly: slices.Contains(strings.Split(options, ","), "ro"),
-			Set:      func(source string) { hc.Binds[i] = source + ":" + rest },
+			Set: func(source string) {
+				// The staged mount is read-only where it must be. The Engine would mount it
+				// once more for "ro", and take nosuid and nodev off by that.
+				kept := strings.Split(options, ",")
+				kept = slices.DeleteFunc(kept, func(o string) bool { return o == "ro" || o == "" })
+				hc.Binds[i] = source + ":" + target
+				if len(kept) > 0 {
+					hc.Binds[i] += ":" + strings.Join(kept, ",")
+				}
+			},
 		})
 	}
 	for i := range hc.Mounts {
@@ -61,9 +72,16 @@ func HostBinds(req *container.CreateRequest) []HostBind {
 			continue
 		}
 		list = append(list, HostBind{
-			Field: "--mount source=" + m.Source, Source: path.Clean(m.Source), Target: cleanTarget(m.Target), ReadOnly: m.ReadOnly,
+			Field: "--mount source=" + m.Source, Source: path.Clean(m.Source), Relative: !strings.HasPrefix(m.Source, "/"), Target: cleanTarget(m.Target), ReadOnly: m.ReadOnly,
 			MayCreate: m.BindOptions != nil && m.BindOptions.CreateMountpoint,
-			Set:       func(source string) { m.Source = source },
+			Set: func(source string) {
+				m.Source, m.ReadOnly = source, false
+				if m.BindOptions != nil {
+					options := *m.BindOptions
+					options.ReadOnlyNonRecursive, options.ReadOnlyForceRecursive = false, false
+					m.BindOptions = &options
+				}
+			},
 		})
 	}
 	return list
@@ -153,24 +171,6 @@ func ChooseMap(p *Profile, s *Subject, asked, user, kind string) (BindMap, Verdi
 		return MapUser, allow("bind-map")
 	}
 	return MapContainer, allow("bind-map")
-}
-
-// Unmapped decides about a bind of a file system that cannot map owners: only as the
-// user's own uid, without any way to more.
-func Unmapped(p *Profile, s *Subject, b HostBind, req *container.CreateRequest) Verdict {
-	own := fmt.Sprintf("%d:%d", s.UID, s.GID)
-	if req.User != own {
-		return RefuseBind(p, b, "its file system (NFS, for one) cannot map owners", "Run the container as yourself: --user "+own+".")
-	}
-	return allow("bind-unmapped")
-}
-
-// HardenUnmapped takes from a container with such a bind whatever makes another user
-// of a process.
-func HardenUnmapped(req *container.CreateRequest) {
-	hc := req.HostConfig
-	hc.CapAdd, hc.CapDrop = nil, []string{"ALL"}
-	hc.SecurityOpt = append(slices.DeleteFunc(slices.Clone(hc.SecurityOpt), func(opt string) bool { return strings.HasPrefix(opt, "no-new-privileges") }), "no-new-privileges")
 }
 
 // HardenBinds takes from a container with a writable bind the making of device

@@ -108,7 +108,7 @@ func checkCapabilities(p *Profile, req *container.CreateRequest) string {
 		if allows(p.CapAdd, c) || allows(p.CapAdd, "ALL") {
 			continue
 		}
-		if allows(defaultCapabilities, c) && len(p.CapDrop) == 0 {
+		if allows(defaultCapabilities, c) && !allows(p.CapDrop, c) && !allows(p.CapDrop, "ALL") {
 			continue
 		}
 		return "--cap-add " + name + "; " + allowed("Allowed", p.CapAdd)

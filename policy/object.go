@@ -19,6 +19,8 @@ const (
 	// LabelNetworkName is the name that a network's owner gave it, where the
 	// Engine has it under another because that one was taken.
 	LabelNetworkName = "ds01.network_name"
+	// LabelBinds names the staged binds of a container, with commas between.
+	LabelBinds = "ds01.binds"
 	// LabelLegacyUser marks the owner of containers made before LabelUser was.
 	LabelLegacyUser = "aime.mlc.USER"
 )

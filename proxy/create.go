@@ -79,6 +79,10 @@ func createContainer(x *exchange) (policy.Verdict, error) {
 	if err := x.stampRequest(&req); err != nil {
 		return policy.Verdict{}, err
 	}
+	if tokens := x.tokens(); len(tokens) > 0 {
+		// Whatever becomes of this request, the container tells what it uses.
+		req.Labels[policy.LabelBinds] = strings.Join(tokens, ",")
+	}
 	return verdict, x.encode(&req)
 }
 

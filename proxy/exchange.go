@@ -68,6 +68,8 @@ type exchange struct {
 	staged []string
 	from   []string
 	given  bool
+	// inherited are the binds of those.
+	inherited []string
 	// warnings go into the answer to a container's creation.
 	warnings []string
 	// images are all that the Engine has, where a guard asked for them.

@@ -29,9 +29,16 @@ type bindRoot struct {
 // is to bind, each opened as the user would.
 func (x *exchange) createBinds(req *container.CreateRequest) (policy.Verdict, error) {
 	verdict := policy.Verdict{Outcome: policy.Allow, Rule: "host-binds"}
+	var inherited []binds.Bind
+	for _, from := range x.from {
+		inherited = append(inherited, x.srv.Staged.Of(from)...)
+	}
 	list := policy.HostBinds(req)
-	if x.profile().OwnershipOnly || len(list) == 0 {
+	if x.profile().OwnershipOnly || len(list)+len(inherited) == 0 {
 		return verdict, nil
+	}
+	if len(list) > maxBinds {
+		return policy.Verdict{}, badRequest("the request binds %d paths of the host; %d is the most", len(list), maxBinds)
 	}
 	st, err := x.srv.Owners.State(x.r.Context())
 	if err != nil {
@@ -46,24 +53,33 @@ func (x *exchange) createBinds(req *container.CreateRequest) (policy.Verdict, er
 	if b.caller, err = x.caller(); err != nil {
 		return policy.Verdict{}, err
 	}
+	for _, one := range inherited {
+		if _, v := b.choose(); !v.Allowed() {
+			return v, nil
+		}
+		x.inherited = append(x.inherited, one.Token)
+		b.writable = b.writable || !one.ReadOnly
+	}
 	for _, one := range list {
+		var v policy.Verdict
 		if own := x.srv.SocketOf(x.subject.User); policy.IsEngineSocket(one.Source, x.srv.Engine, x.srv.Shared, own) {
 			// "My Docker" is the user's own.
-			one.Set(own)
-			continue
+			v, err = b.socket(one, own)
+		} else {
+			v, err = b.bind(one)
 		}
-		if v, err := b.bind(one); err != nil || !v.Allowed() {
+		if err != nil || !v.Allowed() {
 			return v, err
 		}
 	}
 	if b.writable {
 		policy.HardenBinds(req)
 	}
-	if b.unmapped {
-		policy.HardenUnmapped(req)
-	}
 	return verdict, nil
 }
+
+// maxBinds is how many paths of the host one container may bind.
+const maxBinds = 64
 
 // caller is who opens the sources: the process that asks, with its groups, or, for
 // what asks from a container or as root, the user without any.
@@ -85,7 +101,7 @@ type binder struct {
 	roots   []bindRoot
 	private []string
 
-	writable, unmapped bool
+	writable bool
 	// whose is asked for once.
 	whose *binds.Map
 	asked bool
@@ -124,6 +140,9 @@ func (b *binder) inside(real string, write bool) bool {
 func (b *binder) bind(one policy.HostBind) (policy.Verdict, error) {
 	x, p := b.x, b.x.profile()
 	allowed := policy.BindRoots(p.Binds)
+	if one.Relative {
+		return policy.RefuseBind(p, one, "it is no absolute path", allowed), nil
+	}
 	var create func(string) bool
 	if one.MayCreate && !one.ReadOnly {
 		create = func(real string) bool { return b.inside(real, true) }
@@ -155,33 +174,47 @@ func (b *binder) bind(one policy.HostBind) (policy.Verdict, error) {
 	case !one.ReadOnly && !b.inside(real, true):
 		return policy.RefuseBind(p, one, "it may be bound with :ro only", allowed), nil
 	}
-	whose, v, err := b.owners(f, one)
-	if err != nil || !v.Allowed() {
-		return v, err
-	}
-	if x.subject.Mode != policy.ModeFull {
-		return v, nil
-	}
 	var roots []string
 	for _, root := range b.roots {
 		roots = append(roots, root.path)
 	}
-	what := binds.Bind{User: x.subject.User, Caller: b.caller, Source: one.Source, Real: real, Roots: roots, ReadOnly: one.ReadOnly, Map: whose}
-	path, err := x.srv.Stage.Add(f, what)
-	if errors.Is(err, binds.ErrNoMapping) {
-		if v := policy.Unmapped(p, x.subject, one, b.req); !v.Allowed() {
-			return v, nil
-		}
-		b.unmapped, what.Map = true, nil
-		path, err = x.srv.Stage.Add(f, what)
-	}
+	return b.stage(f, one, binds.Bind{Source: one.Source, Real: real, Roots: roots, ReadOnly: one.ReadOnly})
+}
+
+// socket puts the user's own socket in the place of the Engine's.
+func (b *binder) socket(one policy.HostBind, own string) (policy.Verdict, error) {
+	f, real, err := b.x.openSource(b.caller, own, true, nil)
 	if err != nil {
+		return policy.Verdict{}, err
+	}
+	defer f.Close()
+	one.ReadOnly = false
+	return b.stage(f, one, binds.Bind{Source: own, Real: real, Roots: []string{real}})
+}
+
+// stage stages what was opened and checked.
+func (b *binder) stage(f *os.File, one policy.HostBind, what binds.Bind) (policy.Verdict, error) {
+	x := b.x
+	whose, v, err := b.owners(f, one)
+	if err != nil || !v.Allowed() || x.subject.Mode != policy.ModeFull {
+		return v, err
+	}
+	what.User, what.Caller, what.Map = x.subject.User, b.caller, whose
+	path, err := x.srv.Stage.Add(f, what)
+	switch {
+	case errors.Is(err, binds.ErrNoMapping):
+		return policy.RefuseBind(x.profile(), one, "its file system (NFS, for one) cannot map owners", "Copy what you need to a directory of yours, or use a named volume: -v NAME:/path."), nil
+	case errors.Is(err, binds.ErrTooMany):
+		return policy.RefuseBind(x.profile(), one, err.Error(), ""), nil
+	case err != nil:
 		return policy.Verdict{}, fmt.Errorf("%s: %w", one.Field, err)
 	}
 	token := filepath.Base(path)
 	x.staged = append(x.staged, token)
 	x.atEnd(func() {
-		if !x.given {
+		// Where nobody knows whether the Engine made the container, the bind waits for its
+		// event.
+		if !x.given && (!x.forwarded || x.rec.Status != 0) {
 			x.logged("take away the binds of a container that was not made", x.srv.Stage.Drop(token))
 		}
 	})
@@ -213,17 +246,26 @@ func verb(readOnly bool) string {
 	return "write"
 }
 
+// user is whom the container runs as.
+func (b *binder) user() string {
+	if b.req.User != "" {
+		return b.req.User
+	}
+	return b.x.runs.User
+}
+
+// choose decides about the way to map owners.
+func (b *binder) choose() (policy.BindMap, policy.Verdict) {
+	return policy.ChooseMap(b.x.profile(), b.x.subject, b.req.Labels[policy.LabelBindMap], b.user(), policy.ContainerType(b.req.Labels))
+}
+
 // owners decides whose the files are inside.
 func (b *binder) owners(f *os.File, one policy.HostBind) (*binds.Map, policy.Verdict, error) {
 	if b.asked {
 		return b.whose, policy.Pass(), nil
 	}
 	x, s := b.x, b.x.subject
-	user := b.req.User
-	if user == "" {
-		user = x.runs.User
-	}
-	choice, v := policy.ChooseMap(x.profile(), s, b.req.Labels[policy.LabelBindMap], user, policy.ContainerType(b.req.Labels))
+	choice, v := b.choose()
 	if !v.Allowed() {
 		return nil, v, nil
 	}
@@ -233,7 +275,7 @@ func (b *binder) owners(f *os.File, one policy.HostBind) (*binds.Map, policy.Ver
 		m.ToUID, m.ToGID = m.UID, m.GID
 	case policy.MapContainer:
 		var err error
-		if m.ToUID, m.ToGID, err = x.srv.Users.Lookup(x.r.Context(), x.runs.ID, user); err != nil {
+		if m.ToUID, m.ToGID, err = x.srv.Users.Lookup(x.r.Context(), x.runs.ID, b.user()); err != nil {
 			return nil, policy.Verdict{}, err
 		}
 	case policy.MapNone:
@@ -253,18 +295,14 @@ func (b *binder) owners(f *os.File, one policy.HostBind) (*binds.Map, policy.Ver
 // giveBinds gives a container that was made its staged binds, and those of the
 // containers that it takes mounts from.
 func (x *exchange) giveBinds(id string) {
-	tokens := x.staged
-	for _, from := range x.from {
-		for _, b := range x.srv.Staged.Of(from) {
-			tokens = append(tokens, b.Token)
-		}
+	if tokens := x.tokens(); len(tokens) > 0 {
+		x.given = true
+		x.logged("remember a container's binds", x.srv.Stage.Use(id, tokens))
 	}
-	if len(tokens) == 0 {
-		return
-	}
-	x.given = true
-	x.logged("remember a container's binds", x.srv.Stage.Use(id, tokens))
 }
+
+// tokens are the staged binds that a container gets.
+func (x *exchange) tokens() []string { return slices.Concat(x.staged, x.inherited) }
 
 // readyBinds makes sure, before a container starts, that its binds are there.
 func (x *exchange) readyBinds(id string) policy.Verdict {

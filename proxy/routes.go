@@ -64,7 +64,7 @@ func table() []route {
 		{method: get, path: "/containers/{ref:.*}/attach/ws", guard: changeContainer, tunnel: true},
 		{method: head, path: "/containers/{ref:.*}/archive", guard: readContainer},
 		{method: get, path: "/containers/{ref:.*}/archive", guard: readContainer},
-		{method: put, path: "/containers/{ref:.*}/archive", guard: changeContainer, body: bodyStream},
+		{method: put, path: "/containers/{ref:.*}/archive", guard: putArchive, body: bodyStream},
 		{method: post, path: "/containers/{ref:.*}/wait", guard: readContainer},
 		{method: post, path: "/containers/{ref:.*}/kill", guard: changeContainer},
 		{method: post, path: "/containers/{ref:.*}/pause", guard: changeContainer},

@@ -134,6 +134,7 @@ func newDaemon(c *config) (_ *daemon, err error) {
 		return nil, err
 	}
 	d.stage = stage
+	d.index.Uses = func(id string, tokens []string) { d.noteErr("remember a container's binds", stage.Use(id, tokens)) }
 	d.index.Gone = func(id string) { d.noteErr("take away a container's binds", stage.Release(id)) }
 	d.index.Known = func(exists func(string) bool) { d.noteErr("take away unused binds", stage.Sweep(exists)) }
 	resources, store := engine.NewResources(client), engine.NewImages(client)
@@ -181,6 +182,10 @@ func (d *daemon) run(ctx context.Context) error {
 	if err := d.serveMetrics(); err != nil {
 		return err
 	}
+	if err := d.refresh(); err != nil {
+		return err
+	}
+	// Users' sockets are there now: they may be bound too.
 	missing, err := d.stage.Restore()
 	if err != nil {
 		return err
@@ -189,9 +194,6 @@ func (d *daemon) run(ctx context.Context) error {
 		d.log.Warn("a bind cannot be mounted again; its containers will not get it", zap.String("user", b.User), zap.String("source", b.Source), zap.Strings("containers", b.Containers))
 	}
 	go d.index.Run(ctx)
-	if err := d.refresh(); err != nil {
-		return err
-	}
 	for _, m := range []struct {
 		mode string
 		what string

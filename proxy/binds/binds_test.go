@@ -184,7 +184,7 @@ func TestASwappedLinkChangesNothing(t *testing.T) {
 	s := stage(t, dir)
 	f, real, err := Open(alice, data, true, nil)
 	must(t, err, os.Rename(data, data+"-old"), os.Symlink("/etc", data))
-	at, err := s.Add(f, Bind{Caller: alice, Source: data, Real: real, Roots: []string{filepath.Join(dir, "alice")}})
+	at, err := s.Add(f, Bind{Caller: alice, Source: data, Real: real, Roots: []string{filepath.Join(dir, "alice")}, Map: &Map{UID: alice.UID, GID: alice.GID}})
 	must(t, err, f.Close())
 	if _, err := os.Stat(filepath.Join(at, "mine")); err != nil {
 		t.Errorf("what is staged is not what was opened: %v", err)
@@ -199,10 +199,14 @@ func TestASwappedLinkChangesNothing(t *testing.T) {
 	if len(missing) != 1 || missing[0].Source != data {
 		t.Errorf("missing after a reboot: %v", missing)
 	}
-	must(t, os.Remove(data), os.Rename(data+"-old", data))
-	if missing, err = again.Restore(); err != nil || len(missing) > 0 {
-		t.Errorf("when it is back: %v, %v", missing, err)
+	if err := os.WriteFile(filepath.Join(at, "x"), nil, 0o600); !errors.Is(err, unix.EROFS) {
+		t.Errorf("what is in its place can be written: %v", err)
 	}
+	if err := again.Ready(missing[0]); err == nil {
+		t.Error("a container may start without it")
+	}
+	must(t, os.Remove(data), os.Rename(data+"-old", data))
+	must(t, again.Ready(missing[0]))
 	if _, err := os.Stat(filepath.Join(at, "mine")); err != nil {
 		t.Errorf("after a reboot: %v", err)
 	}
@@ -238,16 +242,18 @@ func TestBindsGoWithTheirContainers(t *testing.T) {
 	if left := s.All(); len(left) > 0 {
 		t.Errorf("left: %v", left)
 	}
-	// What a daemon that ended was about to give goes at the next start, and what
-	// nobody knows too.
+	// What a daemon that ended was about to give goes when nobody claimed it for long,
+	// and what nobody knows at once.
 	orphan := add(t, s, alice, home, Bind{})
 	stray := filepath.Join(s.dir, "stray")
 	must(t, os.Mkdir(stray, 0), unix.Mount(home, stray, "", unix.MS_BIND, ""))
 	again, err := OpenStage(s.dir, s.file, time.Now)
 	must(t, err)
-	if missing, err := again.Restore(); err != nil || len(missing) > 0 || len(again.All()) > 0 {
+	if missing, err := again.Restore(); err != nil || len(missing) > 0 || len(again.All()) != 1 {
 		t.Errorf("after a crash: %v, %v", missing, err)
 	}
+	again.now = func() time.Time { return time.Now().Add(2 * orphanAge) }
+	must(t, again.Sweep(func(string) bool { return true }))
 	for _, at := range []string{orphan, stray} {
 		if _, err := os.Lstat(at); err == nil {
 			t.Errorf("%s is still there", at)

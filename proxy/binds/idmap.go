@@ -22,22 +22,32 @@ type namespaces struct {
 	open map[Map]*os.File
 }
 
-// of returns the namespace of a map.
-func (n *namespaces) of(m Map) (*os.File, error) {
+// maxNamespaces is how many are kept: users choose whom their containers run as.
+const maxNamespaces = 128
+
+// use calls f with the namespace of a map, which stays open for that long.
+func (n *namespaces) use(m Map, f func(ns *os.File) error) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if f := n.open[m]; f != nil {
-		return f, nil
+	ns := n.open[m]
+	if ns == nil {
+		var err error
+		if ns, err = newNamespace(m); err != nil {
+			return fmt.Errorf("user namespace that maps uid %d to %d: %w", m.UID, m.ToUID, err)
+		}
+		if len(n.open) >= maxNamespaces {
+			// A mount that has one keeps it.
+			for _, old := range n.open {
+				_ = old.Close()
+			}
+			n.open = nil
+		}
+		if n.open == nil {
+			n.open = make(map[Map]*os.File)
+		}
+		n.open[m] = ns
 	}
-	f, err := newNamespace(m)
-	if err != nil {
-		return nil, fmt.Errorf("user namespace that maps uid %d to %d: %w", m.UID, m.ToUID, err)
-	}
-	if n.open == nil {
-		n.open = make(map[Map]*os.File)
-	}
-	n.open[m] = f
-	return f, nil
+	return f(ns)
 }
 
 // PauseCommand is the subcommand that a process runs whose namespace is wanted: it

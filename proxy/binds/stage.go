@@ -14,6 +14,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/ds01/ds01-proxy/proxy/statefile"
 )
 
@@ -50,7 +52,16 @@ type Stage struct {
 
 	mu    sync.Mutex
 	binds map[string]*Bind
+	// blocked are those with nothing in their place, since what they were is not there
+	// any more.
+	blocked map[string]bool
 }
+
+// maxPerUser is how many binds one user may have staged: each is a mount of the host.
+const maxPerUser = 512
+
+// ErrTooMany means that a user has as many binds staged as one may.
+var ErrTooMany = fmt.Errorf("you have %d paths of the host bound into containers, and that is the most; remove containers that you do not need", maxPerUser)
 
 // OpenStage returns the stage in dir, which is made if it is not there, with the
 // binds that file remembers. Nothing is mounted yet; see Restore.
@@ -59,7 +70,7 @@ func OpenStage(dir, file string, now func() time.Time) (*Stage, error) {
 	if err := errors.Join(os.MkdirAll(filepath.Dir(dir), 0o755), os.MkdirAll(dir, 0o700), os.Chmod(dir, 0o700)); err != nil {
 		return nil, fmt.Errorf("staging directory: %w", err)
 	}
-	s := &Stage{dir: dir, file: file, now: now, binds: make(map[string]*Bind)}
+	s := &Stage{dir: dir, file: file, now: now, binds: make(map[string]*Bind), blocked: make(map[string]bool)}
 	text, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return s, nil
@@ -92,6 +103,16 @@ func (s *Stage) Add(f *os.File, b Bind) (path string, err error) {
 	}
 	path = s.Path(b.Token)
 	s.mu.Lock()
+	have := 0
+	for _, other := range s.binds {
+		if other.User == b.User {
+			have++
+		}
+	}
+	if have >= maxPerUser {
+		s.mu.Unlock()
+		return "", ErrTooMany
+	}
 	s.binds[b.Token] = &b
 	err = s.save()
 	s.mu.Unlock()
@@ -119,24 +140,26 @@ func (s *Stage) mount(f *os.File, b *Bind) error {
 	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("staging place: %w", err)
 	}
-	var ns *os.File
-	if b.Map != nil {
-		if ns, err = s.maps.of(*b.Map); err != nil {
-			return err
-		}
+	if b.Map == nil {
+		return attach(f, path, b.ReadOnly, nil)
 	}
-	return attach(f, path, b.ReadOnly, ns)
+	return s.maps.use(*b.Map, func(ns *os.File) error { return attach(f, path, b.ReadOnly, ns) })
 }
 
 // Use says that a container uses staged binds.
 func (s *Stage) Use(container string, tokens []string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	changed := false
 	for _, token := range tokens {
 		if b := s.binds[token]; b != nil && !slices.Contains(b.Containers, container) {
 			b.Containers = append(slices.Clone(b.Containers), container)
 			b.Since = s.now().UTC()
+			changed = true
 		}
+	}
+	if !changed {
+		return nil
 	}
 	return s.save()
 }
@@ -200,6 +223,7 @@ func (s *Stage) Drop(token string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.binds, token)
+	delete(s.blocked, token)
 	return s.save()
 }
 
@@ -243,23 +267,21 @@ func (s *Stage) Sweep(exists func(container string) bool) error {
 }
 
 // Restore mounts what is not mounted, as after a reboot, and takes away what nobody
-// was given: binds without a container are of a daemon that ended in between. What
-// cannot be opened any more by its user stays away, and is returned.
+// remembers. What is not what it was stays away, and is returned: an empty place is
+// there in its stead. Binds without a container are of a daemon that ended in between;
+// they stay until Sweep, since the Engine may have made the container.
 func (s *Stage) Restore() (missing []Bind, err error) {
 	mounted, err := mountsBelow(s.dir)
 	if err != nil {
 		return nil, err
 	}
 	for _, b := range s.All() {
-		if len(b.Containers) == 0 {
-			err = errors.Join(err, s.Drop(b.Token))
-			continue
-		}
 		if mounted[s.Path(b.Token)] {
 			continue
 		}
 		if again := s.Again(b); again != nil {
 			missing = append(missing, b)
+			err = errors.Join(err, s.block(b.Token))
 		}
 	}
 	for path := range mounted {
@@ -273,22 +295,63 @@ func (s *Stage) Restore() (missing []Bind, err error) {
 	return missing, err
 }
 
-// Again opens a bind as its user and mounts it, where it is not mounted.
+// Again opens a bind as its user and mounts it, where it is not mounted. It must be
+// what it was, at the place where it was.
 func (s *Stage) Again(b Bind) error {
 	f, real, err := OpenSoon(b.Caller, b.Source, !b.ReadOnly, nil, func() {})
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if !Inside(real, b.Roots) {
-		return &OpenError{Path: b.Source, Real: real, Err: fmt.Errorf("it leads to %s now", real)}
+	_, inode, err := identity(f)
+	if err != nil {
+		return err
+	}
+	if real != b.Real || inode != b.Inode {
+		return &OpenError{Path: b.Source, Real: real, Err: fmt.Errorf("it is not what it was when the container was made")}
+	}
+	if b.Map == nil {
+		if safe, err := NoSuidNoDev(f); err != nil || !safe {
+			return errors.Join(err, &OpenError{Path: b.Source, Real: real, Err: errors.New("its file system honours set-user-id programs or devices now")})
+		}
 	}
 	return s.mount(f, &b)
+}
+
+// block puts an empty directory that nobody can write in the place of a bind: the
+// Engine would make one, as root, and bind that.
+func (s *Stage) block(token string) error {
+	path := s.Path(token)
+	if err := os.Mkdir(path, 0); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("staging place: %w", err)
+	}
+	if err := unix.Mount("none", path, "tmpfs", unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "size=4k,mode=0"); err != nil && !errors.Is(err, unix.ENOTDIR) {
+		return fmt.Errorf("block a bind: %w", err)
+	}
+	s.mu.Lock()
+	s.blocked[token] = true
+	s.mu.Unlock()
+	return nil
 }
 
 // Ready makes sure that a bind is mounted: a container that is about to start must not
 // get the empty place.
 func (s *Stage) Ready(b Bind) error {
+	s.mu.Lock()
+	blocked := s.blocked[b.Token]
+	s.mu.Unlock()
+	if blocked {
+		if err := s.takeAway(s.Path(b.Token)); err != nil {
+			return err
+		}
+		if err := s.Again(b); err != nil {
+			return errors.Join(err, s.block(b.Token))
+		}
+		s.mu.Lock()
+		delete(s.blocked, b.Token)
+		s.mu.Unlock()
+		return nil
+	}
 	mounted, err := s.Mounted(b.Token)
 	if err != nil || mounted {
 		return err

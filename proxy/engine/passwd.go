@@ -32,8 +32,8 @@ func NewPasswd(client *Client) *Passwd {
 // maxPasswd is the largest file of users that is read, in bytes, and maxImages how many
 // images' are kept.
 const (
-	maxPasswd = 1 << 20
-	maxImages = 1024
+	maxPasswd = 256 << 10
+	maxImages = 64
 )
 
 // Lookup returns the ids of a user as a container of the image would have them; user

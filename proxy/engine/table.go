@@ -24,6 +24,8 @@ type entry struct {
 	// it is made of an image's ID, as the Engine does for the steps of a build, whose
 	// labels are what the Dockerfile says.
 	doubtful bool
+	// binds are the staged binds that it uses.
+	binds []string
 	// changes are the renames and removals of this container that were sent to
 	// the Engine and whose event has not come yet. While there are any, the name
 	// is not believed.
@@ -66,7 +68,12 @@ func newTable(size int) *table {
 }
 
 func entryOf(c Container) *entry {
+	var binds []string
+	if text := c.Labels[policy.LabelBinds]; text != "" && c.Labels[policy.LabelUser] != "" {
+		binds = strings.Split(text, ",")
+	}
 	return &entry{
+		binds:     binds,
 		id:        c.ID,
 		owner:     policy.OwnerOf(c.Labels),
 		name:      ownName(c.Names),

@@ -200,11 +200,21 @@ func (x *Index) reload(ctx context.Context) (since int64, err error) {
 	x.synced = true
 	if x.Known != nil {
 		// The table that was listed is not changed by this.
-		ids := make(map[string]bool, len(fresh.byID))
-		for id := range fresh.byID {
-			ids[id] = true
+		ids := make(map[string][]string, len(fresh.byID))
+		for id, e := range fresh.byID {
+			ids[id] = e.binds
 		}
-		go x.Known(func(id string) bool { return ids[id] })
+		go func() {
+			for id, tokens := range ids {
+				if len(tokens) > 0 && x.Uses != nil {
+					x.Uses(id, tokens)
+				}
+			}
+			x.Known(func(id string) bool {
+				_, there := ids[id]
+				return there
+			})
+		}()
 	}
 	return since, nil
 }
@@ -250,6 +260,9 @@ func (x *Index) apply(ctx context.Context, ev event) {
 	name := strings.TrimPrefix(ev.Actor.Attributes["name"], "/")
 	switch ev.Action {
 	case "create":
+		if len(made.binds) > 0 && x.Uses != nil {
+			go x.Uses(made.id, made.binds)
+		}
 		if e == nil {
 			x.table.add(made)
 		} else if e.name == "" && len(e.changes) == 0 {
