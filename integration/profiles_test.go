@@ -114,6 +114,8 @@ func TestProfilesLetOrdinaryThingsWork(t *testing.T) {
 				all.Go(func() {
 					out, err := cmd.CombinedOutput()
 					printed[i] = own.Replace(mask(string(out)))
+					// What profiles take from every container.
+					printed[i] = strings.ReplaceAll(printed[i], `"CapDrop":["MKNOD"]`, `"CapDrop":null`)
 					if err != nil {
 						printed[i] += "\nscript: " + err.Error()
 					}
