@@ -63,22 +63,10 @@ func loadImages(x *exchange) (policy.Verdict, error) {
 			return policy.Verdict{}, &statusError{http.StatusTooManyRequests, "too many archives of yours are being loaded at once; load them one after another"}
 		}
 		x.buffered += loadShare
-		pr, pw := io.Pipe()
 		a := &imageArchive{x: x, links: make(map[string]bool), seen: make(map[string]bool)}
-		done := make(chan struct{})
-		body := x.r.Body
-		go func() {
-			defer close(done)
-			pw.CloseWithError(a.copy(pw, body))
-		}()
-		x.atEnd(func() {
-			// Whatever became of the request, nothing reads its body after it.
-			pr.CloseWithError(errClientGone)
-			_ = body.Close()
-			<-done
-			a.end()
-		})
-		archive := bufio.NewReaderSize(pr, bufferSize)
+		x.atEnd(a.end)
+		x.filterBody(a.copy)
+		archive := bufio.NewReaderSize(x.stream, bufferSize)
 		x.stream = archive
 		// What is no archive from the beginning is not even begun.
 		var refused *refusedBody
