@@ -14,8 +14,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/ds01/ds01-proxy/proxy/statefile"
 )
 
@@ -264,99 +262,6 @@ func (s *Stage) Sweep(exists func(container string) bool) error {
 		}
 	}
 	return err
-}
-
-// Restore mounts what is not mounted, as after a reboot, and takes away what nobody
-// remembers. What is not what it was stays away, and is returned: an empty place is
-// there in its stead. Binds without a container are of a daemon that ended in between;
-// they stay until Sweep, since the Engine may have made the container.
-func (s *Stage) Restore() (missing []Bind, err error) {
-	mounted, err := mountsBelow(s.dir)
-	if err != nil {
-		return nil, err
-	}
-	for _, b := range s.All() {
-		if mounted[s.Path(b.Token)] {
-			continue
-		}
-		if again := s.Again(b); again != nil {
-			missing = append(missing, b)
-			err = errors.Join(err, s.block(b.Token))
-		}
-	}
-	for path := range mounted {
-		s.mu.Lock()
-		known := s.binds[filepath.Base(path)] != nil
-		s.mu.Unlock()
-		if !known {
-			err = errors.Join(err, s.takeAway(path))
-		}
-	}
-	return missing, err
-}
-
-// Again opens a bind as its user and mounts it, where it is not mounted. It must be
-// what it was, at the place where it was.
-func (s *Stage) Again(b Bind) error {
-	f, real, err := OpenSoon(b.Caller, b.Source, !b.ReadOnly, nil, func() {})
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	_, inode, err := identity(f)
-	if err != nil {
-		return err
-	}
-	if real != b.Real || inode != b.Inode {
-		return &OpenError{Path: b.Source, Real: real, Err: fmt.Errorf("it is not what it was when the container was made")}
-	}
-	if b.Map == nil {
-		if safe, err := NoSuidNoDev(f); err != nil || !safe {
-			return errors.Join(err, &OpenError{Path: b.Source, Real: real, Err: errors.New("its file system honours set-user-id programs or devices now")})
-		}
-	}
-	return s.mount(f, &b)
-}
-
-// block puts an empty directory that nobody can write in the place of a bind: the
-// Engine would make one, as root, and bind that.
-func (s *Stage) block(token string) error {
-	path := s.Path(token)
-	if err := os.Mkdir(path, 0); err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("staging place: %w", err)
-	}
-	if err := unix.Mount("none", path, "tmpfs", unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "size=4k,mode=0"); err != nil && !errors.Is(err, unix.ENOTDIR) {
-		return fmt.Errorf("block a bind: %w", err)
-	}
-	s.mu.Lock()
-	s.blocked[token] = true
-	s.mu.Unlock()
-	return nil
-}
-
-// Ready makes sure that a bind is mounted: a container that is about to start must not
-// get the empty place.
-func (s *Stage) Ready(b Bind) error {
-	s.mu.Lock()
-	blocked := s.blocked[b.Token]
-	s.mu.Unlock()
-	if blocked {
-		if err := s.takeAway(s.Path(b.Token)); err != nil {
-			return err
-		}
-		if err := s.Again(b); err != nil {
-			return errors.Join(err, s.block(b.Token))
-		}
-		s.mu.Lock()
-		delete(s.blocked, b.Token)
-		s.mu.Unlock()
-		return nil
-	}
-	mounted, err := s.Mounted(b.Token)
-	if err != nil || mounted {
-		return err
-	}
-	return s.Again(b)
 }
 
 // Any reports whether anything is staged.
