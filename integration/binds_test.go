@@ -99,7 +99,7 @@ func TestBindsOfOnesOwn(t *testing.T) {
 		t.Errorf("what root in the container made is %d:%d's, %v", st.Uid, st.Gid, err)
 	}
 	// As a user of the container's, by number, by name, and as oneself.
-	for _, c := range []struct{ user, want string }{{"1000:1000", "1000:1000"}, {fmt.Sprint(lab.Alice.UID), fmt.Sprint(lab.Alice.UID, ":0")}} {
+	for _, c := range []struct{ user, want string }{{"1000:1000", "1000:1000"}, {"0:1234", "0:1234"}, {fmt.Sprint(lab.Alice.UID), fmt.Sprint(lab.Alice.UID, ":0")}} {
 		out, ok := runs(t, p, "--user", c.user, "-v", mine+":/d", lab.Image, "sh", "-c", "stat -c %u:%g /d/mine; cat /d/mine; echo >/d/by-user")
 		if !ok || !strings.HasPrefix(out, c.want+"\nmine") {
 			t.Errorf("as %s: %s", c.user, out)

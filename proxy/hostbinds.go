@@ -271,6 +271,13 @@ func (b *binder) owners(f *os.File, one policy.HostBind) (*binds.Map, policy.Ver
 	}
 	m := &binds.Map{UID: s.UID, GID: b.caller.GID}
 	switch choice {
+	case policy.MapRoot:
+		if _, group, _ := strings.Cut(b.user(), ":"); group != "" {
+			var err error
+			if _, m.ToGID, err = x.srv.Users.Lookup(x.r.Context(), x.runs.ID, "0:"+group); err != nil {
+				return nil, policy.Verdict{}, err
+			}
+		}
 	case policy.MapUser:
 		m.ToUID, m.ToGID = m.UID, m.GID
 	case policy.MapContainer:
