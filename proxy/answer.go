@@ -105,12 +105,21 @@ func (x *exchange) pass(up *upstream, resp *http.Response) error {
 // it.
 const maxAnswer = 256 << 20
 
-// readAnswer reads the Engine's whole answer into v and returns its text.
-func (x *exchange) readAnswer(resp *http.Response, v any) ([]byte, error) {
+// readText reads the Engine's whole answer.
+func (x *exchange) readText(resp *http.Response) ([]byte, error) {
 	defer resp.Body.Close()
 	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if err != nil {
 		return nil, &unreachableError{x.srv.Engine, err}
+	}
+	return text, nil
+}
+
+// readAnswer reads the Engine's whole answer into v and returns its text.
+func (x *exchange) readAnswer(resp *http.Response, v any) ([]byte, error) {
+	text, err := x.readText(resp)
+	if err != nil {
+		return nil, err
 	}
 	if err := json.Unmarshal(text, v); err != nil {
 		return nil, fmt.Errorf("the answer cannot be read: %w", err)

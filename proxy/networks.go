@@ -310,8 +310,16 @@ func showNetworks[T any](x *exchange, up *upstream, resp *http.Response, show fu
 	if err != nil {
 		return err
 	}
-	if len(names) == 0 && !x.ownOnly && !x.srv.Staged.Any() {
-		return x.pass(up, resp)
+	if len(names) == 0 && !x.ownOnly {
+		if !x.srv.Staged.Any() {
+			return x.pass(up, resp)
+		}
+		// Paths alone are to be shown otherwise, and the text is enough for that.
+		text, err := x.readText(resp)
+		if err != nil {
+			return err
+		}
+		return x.reply(resp, text)
 	}
 	var v T
 	if _, err := x.readAnswer(resp, &v); err != nil {
