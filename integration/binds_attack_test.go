@@ -63,7 +63,16 @@ func TestBindsOfFileSystemsThatCannotMap(t *testing.T) {
 // TestBindsInTheStrictProfile wants no root beside what is the host's.
 func TestBindsInTheStrictProfile(t *testing.T) {
 	p, _ := withHomes(t, "    binds_as_root: false\n")
+	classic(t)
 	mine := home(lab.Alice)
+	// An image may call root what it likes.
+	as(t, lab.Alice, "build", "-q", "-t", "otherroot:1", dockerfile(t, lab.Alice, "otherroot", "FROM busybox:local\nRUN echo evil:x:0:0::/:/bin/sh >/etc/passwd\nUSER evil\n"))
+	untag(t, "otherroot:1")
+	for _, args := range [][]string{{}, {"--user", "evil"}, {"--user", "evil:5", "--label", "ds01.bind.map=user"}} {
+		if out, ok := runs(t, p, append(args, "-v", mine+":/d", "otherroot:1", "true")...); ok || !strings.Contains(out, "rule bind-root") {
+			t.Errorf("%v: %s", args, out)
+		}
+	}
 	for _, args := range [][]string{{}, {"--user", "0"}, {"--user", "root"}, {"--user", "0:5"}, {"--user", "00"}} {
 		if out, ok := runs(t, p, append(args, "-v", mine+":/d", lab.Image, "true")...); ok || !strings.Contains(out, "rule bind-root") {
 			t.Errorf("%v: %s", args, out)

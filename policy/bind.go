@@ -145,14 +145,24 @@ const (
 	MapNone
 )
 
+// IsRoot reports whether a user, written as for docker run --user, is root by its
+// name or number.
+func IsRoot(user string) bool {
+	name, _, _ := strings.Cut(user, ":")
+	return name == "root" || strings.Trim(name, "0") == ""
+}
+
+// BindsAs decides whether a container that runs as uid may have binds of the host.
+func BindsAs(p *Profile, s *Subject, uid uint32) Verdict {
+	if uid == 0 && !p.BindsAsRoot {
+		return refuse("bind-root", fmt.Sprintf("Permission denied: a container with binds of the host may not run as root here (rule bind-root, profile %s). Run it as yourself: --user %d:%d.", p.Name, s.UID, s.GID))
+	}
+	return allow("bind-root")
+}
+
 // ChooseMap decides whose the files of a container's binds are inside. asked is the
 // container's label, user whom it runs as.
 func ChooseMap(p *Profile, s *Subject, asked, user, kind string) (BindMap, Verdict) {
-	name, _, _ := strings.Cut(user, ":")
-	isRoot := name == "" || name == "root" || strings.Trim(name, "0") == ""
-	if isRoot && !p.BindsAsRoot {
-		return MapRoot, refuse("bind-root", fmt.Sprintf("Permission denied: a container with binds of the host may not run as root here (rule bind-root, profile %s). Run it as yourself: --user %d:%d.", p.Name, s.UID, s.GID))
-	}
 	choice := asked
 	if choice == "" {
 		choice = "auto"
@@ -165,7 +175,7 @@ func ChooseMap(p *Profile, s *Subject, asked, user, kind string) (BindMap, Verdi
 	switch {
 	case choice == "none":
 		return MapNone, allow("bind-map")
-	case choice == "root", choice == "auto" && isRoot:
+	case choice == "root", choice == "auto" && IsRoot(user):
 		return MapRoot, allow("bind-map")
 	case choice == "user", choice == "auto" && kind == "devcontainer":
 		return MapUser, allow("bind-map")

@@ -53,6 +53,9 @@ func (x *exchange) createBinds(req *container.CreateRequest) (policy.Verdict, er
 	if b.caller, err = x.caller(); err != nil {
 		return policy.Verdict{}, err
 	}
+	if v, err := b.runsAs(); err != nil || !v.Allowed() {
+		return v, err
+	}
 	for _, one := range inherited {
 		if _, v := b.choose(); !v.Allowed() {
 			return v, nil
@@ -252,6 +255,16 @@ func (b *binder) user() string {
 		return b.req.User
 	}
 	return b.x.runs.User
+}
+
+// runsAs decides about whom the container runs as, whatever its image calls them.
+func (b *binder) runsAs() (policy.Verdict, error) {
+	user, p := b.user(), b.x.profile()
+	if p.BindsAsRoot || policy.IsRoot(user) {
+		return policy.BindsAs(p, b.x.subject, 0), nil
+	}
+	uid, _, err := b.x.srv.Users.Lookup(b.x.r.Context(), b.x.runs.ID, user)
+	return policy.BindsAs(p, b.x.subject, uid), err
 }
 
 // choose decides about the way to map owners.

@@ -64,7 +64,13 @@ func loadImages(x *exchange) (policy.Verdict, error) {
 		}
 		x.buffered += loadShare
 		a := &imageArchive{x: x, links: make(map[string]bool), seen: make(map[string]bool)}
-		x.atEnd(a.end)
+		x.atEnd(func() {
+			a.end()
+			if a.open.Outcome == policy.FailOpen {
+				x.verdict = a.open
+				x.decided()
+			}
+		})
 		x.filterBody(a.copy)
 		archive := bufio.NewReaderSize(x.stream, bufferSize)
 		x.stream = archive
@@ -84,6 +90,9 @@ type imageArchive struct {
 	x *exchange
 	// links are the entries that lead elsewhere; seen the descriptions.
 	links, seen map[string]bool
+
+	// open is what was let through because of a switch.
+	open policy.Verdict
 
 	// mu guards what the exchange holds for it.
 	mu   sync.Mutex
@@ -240,6 +249,9 @@ func (a *imageArchive) claim(names []string) error {
 	if err != nil || !v.Allowed() {
 		a.end()
 		return &refusedBody{verdict: v, err: err}
+	}
+	if v.Outcome == policy.FailOpen {
+		a.open = v
 	}
 	return nil
 }

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/klauspost/compress/zstd"
+
+	"github.com/ds01/ds01-proxy/proxy/audit"
 )
 
 // files are the entries of an archive, in order.
@@ -212,6 +214,22 @@ func TestLoadForwardsArchives(t *testing.T) {
 	eventually(t, func() bool {
 		return free(b, "new:1")
 	})
+}
+
+// TestLoadOverAnUnknownWriterIsRecorded loads over a tag that nobody is known to have
+// written: the switch decides, and an allowed one is loud.
+func TestLoadOverAnUnknownWriterIsRecorded(t *testing.T) {
+	archive := pack(t, files{plain("manifest.json", manifest("taken:1"))})
+	b := newBed(t)
+	got, _ := load(t, b, archive)
+	if rec := b.records.last(t); got.status != http.StatusOK || rec.Verdict != audit.VerdictFailOpen || rec.FailOpen != "unowned-image" {
+		t.Errorf("where it is allowed: %d, recorded as %+v", got.status, rec)
+	}
+	b = newBed(t, withSwitches(Switches{}))
+	got, _ = load(t, b, archive)
+	if rec := b.records.last(t); got.status != http.StatusForbidden || rec.Verdict != audit.VerdictDeny {
+		t.Errorf("where it is denied: %d, recorded as %+v", got.status, rec)
+	}
 }
 
 // TestAWrittenTagIsReserved lets a load hang in the middle: its name is nobody

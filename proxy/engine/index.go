@@ -395,8 +395,3 @@ func noSuch(ref string) error {
 
 // Unreachable reports whether err means that the Engine did not answer.
 func Unreachable(err error) bool { return errors.Is(err, ErrUnreachable) }
-
-// resyncEvery is how often the index is compared with a fresh list, to mend
-// what a lost event left wrong. The Engine drops events for subscribers that
-// fall behind, without a word.
-const resyncEvery = 5 * time.Minute

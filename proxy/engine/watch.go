@@ -20,6 +20,11 @@ const (
 	retryMax = 2 * time.Second
 )
 
+// resyncEvery is how often the index is compared with a fresh list, to mend
+// what a lost event left wrong. The Engine drops events for subscribers that
+// fall behind, without a word.
+const resyncEvery = 5 * time.Minute
+
 // Run keeps the index in step with the Engine until ctx ends. While the Engine
 // is away it says so once and goes on trying; look-ups then ask the Engine.
 func (x *Index) Run(ctx context.Context) {
