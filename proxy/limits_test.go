@@ -307,3 +307,23 @@ func TestEveryFailOpenIsRecorded(t *testing.T) {
 		}
 	}
 }
+
+// TestServingAClosedServerEnds closes a server whose listeners have not begun yet,
+// as when the daemon is ended while it starts.
+func TestServingAClosedServerEnds(t *testing.T) {
+	b := newBed(t)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: b.socket("late"), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.server.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.server.Serve(l, "alice"); err != nil {
+		t.Errorf("serving a closed server: %v", err)
+	}
+	if c, err := net.Dial("unix", b.socket("late")); err == nil {
+		c.Close()
+		t.Error("the closed server still accepts")
+	}
+}
