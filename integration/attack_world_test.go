@@ -115,7 +115,7 @@ type world struct {
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	conf := filepath.Join(t.TempDir(), "strict.yaml")
-	if err := os.WriteFile(conf, []byte("preset: strict\nbuilds: {buildkit: deny}\n"), 0o600); err != nil {
+	if err := os.WriteFile(conf, []byte("unowned_containers: deny\nunowned_resources: deny\nunknown_routes: deny\nbuilds: {buildkit: deny}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	w := &world{t: t, id: make(map[string]string), seen: make(map[string]string), engine: lab.HTTPClient(theEngine.Socket)}

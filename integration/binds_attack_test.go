@@ -44,11 +44,15 @@ func TestBindsOfFileSystemsThatCannotMap(t *testing.T) {
 	}
 	ram, tmp := mounted("ramfs", 0), mounted("tmpfs", unix.MS_NOSUID|unix.MS_NODEV)
 	own := fmt.Sprintf("%d:%d", lab.Alice.UID, lab.Alice.UID)
-	for _, args := range [][]string{{}, {"--user", own}, {"--label", "ds01.bind.map=none"}} {
+	for _, args := range [][]string{
+		{}, {"--label", "ds01.bind.map=none"}, {"--user", fmt.Sprint(lab.Alice.UID)}, {"--user", own, "--group-add", "0"},
+		{"--user", own, "-w", "/d/made/by/root"}, {"--user", own, "-v", tmp + ":/d/made/by/root"}, {"--user", own, "--tmpfs", "/d/made"},
+	} {
 		if out, ok := runs(t, p, append(args, "-v", ram+":/d", lab.Image, "true")...); ok || !strings.Contains(out, "rule bind-source") {
 			t.Errorf("%v: %s", args, out)
 		}
 	}
+	ofOneself(t, p, ram, own)
 	if out, ok := runs(t, p, "-v", tmp+":/d", lab.Image, "stat", "-c", "%u", "/d"); !ok || out != "0" {
 		t.Errorf("a tmpfs: %s", out)
 	}
@@ -58,6 +62,53 @@ func TestBindsOfFileSystemsThatCannotMap(t *testing.T) {
 	if out, ok := runs(t, p, "--label", "ds01.bind.map=none", "-v", home(lab.Alice)+":/d", lab.Image, "true"); ok || !strings.Contains(out, "honours set-user-id programs or devices") {
 		t.Errorf("without a map where the host honours set-user-id programs: %s", out)
 	}
+}
+
+// ofOneself binds a file system without a map into containers that are their user.
+func ofOneself(t *testing.T, p *lab.Proxy, ram, own string) {
+	t.Helper()
+	put(t, filepath.Join(ram, "roots"), "hidden", 0o600, 0)
+	out, ok := runs(t, p, "--user", own, "-v", ram+":/d", "-w", "/d", lab.Image, "sh", "-c", "echo x >mine; cat roots; grep -E 'CapBnd|NoNew' /proc/self/status")
+	if !ok || !strings.Contains(out, "Permission denied") || !strings.Contains(out, "0000000000000000") || !strings.Contains(out, "NoNewPrivs:\t1") {
+		t.Errorf("as herself: %s", out)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(filepath.Join(ram, "mine"), &st); err != nil || st.Uid != lab.Alice.UID {
+		t.Errorf("what she made is %d's, %v", st.Uid, err)
+	}
+	on := func(args ...string) string {
+		out, _ := p.Docker(limit(t), lab.Alice, args...)
+		return out
+	}
+	tidy(t, "unmapped", "unmapped-heir")
+	on("run", "-d", "--init", "--name", "unmapped", "--user", own, "-v", ram+":/d", lab.Image, "sleep", "1000")
+	file := filepath.Join(home(lab.Alice), "file")
+	put(t, file, "x", 0o644, lab.Alice.UID)
+	for _, c := range []struct{ args, want string }{
+		{"exec unmapped cat /d/mine", "x"},
+		{"exec --user " + own + " unmapped cat /d/mine", "x"},
+		{"exec --user 0 unmapped cat /d/roots", "rule exec-user"},
+		{"exec --user root:root unmapped cat /d/roots", "rule exec-user"},
+		{"cp unmapped:/d/roots -", "rule copy-unmapped"},
+		{"cp " + file + " unmapped:/d/x", "rule copy-unmapped"},
+		{"run --rm --volumes-from unmapped busybox:local cat /d/roots", "rule bind-source"},
+		{"run --name unmapped-heir --user " + own + " --volumes-from unmapped busybox:local cat /d/mine", "x"},
+		{"inspect --format {{.HostConfig.Binds}}{{.HostConfig.CapDrop}} unmapped-heir", "[ALL]"},
+		{"inspect --format {{.HostConfig.Binds}} unmapped", ram + ":/d"},
+	} {
+		if out := on(strings.Fields(c.args)...); !strings.Contains(out, c.want) {
+			t.Errorf("docker %s: %s", c.args, out)
+		}
+	}
+	// It is there again after an end of the daemon that nobody prepared for.
+	on("stop", "-t", "0", "unmapped")
+	if err := errors.Join(p.Kill(), p.Start(limit(t), []lab.Person{lab.Alice, lab.Bob})); err != nil {
+		t.Fatal(err)
+	}
+	if out := on("start", "unmapped") + on("exec", "unmapped", "cat", "/d/mine"); !strings.Contains(out, "x") {
+		t.Error(out)
+	}
+	on("rm", "-f", "unmapped", "unmapped-heir")
 }
 
 // TestBindsInTheStrictProfile wants no root beside what is the host's.
@@ -80,6 +131,15 @@ func TestBindsInTheStrictProfile(t *testing.T) {
 	}
 	if out, ok := runs(t, p, "--user", fmt.Sprint(lab.Alice.UID), "-v", mine+":/d", lab.Image, "touch", "/d/x"); !ok {
 		t.Error(out)
+	}
+	tidy(t, "strict-exec")
+	if out, err := p.Docker(limit(t), lab.Alice, "run", "-d", "--init", "--name", "strict-exec", "--user", "5:5", "-v", mine+":/d", lab.Image, "sleep", "1000"); err != nil {
+		t.Fatal(out)
+	}
+	for user, want := range map[string]string{"0": "rule exec-user", "0:5": "rule exec-user", "root": "rule exec-user", "6": "uid=6"} {
+		if out, _ := p.Docker(limit(t), lab.Alice, "exec", "--user", user, "strict-exec", "id"); !strings.Contains(out, want) {
+			t.Errorf("exec as %s: %s", user, out)
+		}
 	}
 }
 

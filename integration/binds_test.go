@@ -238,6 +238,10 @@ func TestMyDockerIsMyOwn(t *testing.T) {
 			t.Errorf("%s: %s", path, out)
 		}
 	}
+	onesOwnDocker(t, p, home(lab.Alice), func(args ...string) (string, bool) {
+		out, err := p.Docker(limit(t), lab.Alice, args...)
+		return out, err == nil
+	})
 	var st unix.Stat_t
 	if err := unix.Stat(p.Socket(lab.Alice), &st); err != nil || st.Uid != lab.Alice.UID || st.Mode&0o777 != 0o600 {
 		t.Errorf("alice's socket is %d's with mode %o, %v", st.Uid, st.Mode, err)

@@ -60,6 +60,9 @@ type Profile struct {
 	Binds []BindRoot
 	// BindsAsRoot allows containers that run as root to have binds of the host.
 	BindsAsRoot bool
+	// BindsUnmapped allows binds of file systems that cannot map owners, for containers
+	// that are their user and nobody else.
+	BindsUnmapped bool
 	// Map are the ways in which owners of bound files may be mapped; the first is what
 	// holds where a container says nothing.
 	Map []string

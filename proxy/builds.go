@@ -60,6 +60,8 @@ func build(x *exchange) (policy.Verdict, error) {
 		}
 	} else if v := policy.BuildPull(isTrue(x.query.Get("pull"))); !v.Allowed() {
 		return v, nil
+	} else if v, err := x.rootSteps(); err != nil || !v.Allowed() {
+		return v, err
 	}
 	tags, err := x.buildTags(exported)
 	if err != nil || !tags.Allowed() {
@@ -73,6 +75,17 @@ func build(x *exchange) (policy.Verdict, error) {
 		v = tags
 	}
 	return v, err
+}
+
+// rootSteps decides about the steps of a build where the Engine maps no users.
+func (x *exchange) rootSteps() (policy.Verdict, error) {
+	if x.srv.Switches.ContainerRoot == policy.SwitchAllow {
+		return policy.Pass(), nil
+	}
+	if mapped, err := x.mapsUsers(); err != nil || mapped {
+		return policy.Pass(), err
+	}
+	return policy.RootSteps(x.profile(), x.srv.Switches.ContainerRoot), nil
 }
 
 // exportedNames reads the names that BuildKit's exporters are told to write.
@@ -196,6 +209,9 @@ func (x *exchange) buildNetwork() (policy.Verdict, error) {
 // buildKit lets a build session through, or not: what happens inside it the proxy
 // does not see.
 func buildKit(x *exchange) (policy.Verdict, error) {
+	if v, err := x.rootSteps(); err != nil || !v.Allowed() {
+		return v, err
+	}
 	return policy.BuildKit(x.switches().BuildKit), nil
 }
 

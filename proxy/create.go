@@ -76,6 +76,14 @@ func createContainer(x *exchange) (policy.Verdict, error) {
 		}
 	}
 	policy.Harden(x.profile(), &req)
+	if v, err := x.containerRoot(&req); err != nil || !v.Allowed() {
+		return v, err
+	} else if v.Outcome == policy.FailOpen {
+		verdict = v
+	}
+	if x.oneself {
+		policy.HardenOneself(&req)
+	}
 	if err := x.stampRequest(&req); err != nil {
 		return policy.Verdict{}, err
 	}
@@ -84,6 +92,31 @@ func createContainer(x *exchange) (policy.Verdict, error) {
 		req.Labels[policy.LabelBinds] = strings.Join(tokens, ",")
 	}
 	return verdict, x.encode(&req)
+}
+
+// containerRoot decides about whom a container may run as where the Engine maps no
+// users.
+func (x *exchange) containerRoot(req *container.CreateRequest) (policy.Verdict, error) {
+	if mapped, err := x.mapsUsers(); err != nil || mapped {
+		return policy.Pass(), err
+	}
+	who, err := x.caller()
+	if err != nil {
+		return policy.Verdict{}, err
+	}
+	v, harden := policy.ContainerRoot(x.profile(), account(who), req, x.srv.Switches.ContainerRoot)
+	x.oneself = x.oneself || harden
+	return v, nil
+}
+
+// mapsUsers reports whether a container's users are nobody on the host.
+func (x *exchange) mapsUsers() (bool, error) {
+	st, err := x.srv.Owners.State(x.r.Context())
+	if err != nil {
+		return false, err
+	}
+	root, _, err := st.Remap()
+	return root != 0, err
 }
 
 // stampRequest sets owner labels and cgroup parent; nothing touches the request

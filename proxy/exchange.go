@@ -68,6 +68,8 @@ type exchange struct {
 	staged []string
 	from   []string
 	given  bool
+	// oneself is true where the container must be its user and nobody else.
+	oneself bool
 	// inherited are the binds of those.
 	inherited []string
 	// warnings go into the answer to a container's creation.

@@ -37,7 +37,7 @@ var (
 
 // openSwitches fail open wherever that is the default.
 var openSwitches = Switches{
-	UnownedContainers: policy.SwitchAllow, UnownedResources: policy.SwitchAllow, UnknownRoutes: policy.SwitchAllow, BuildKit: policy.SwitchAllow,
+	UnownedContainers: policy.SwitchAllow, UnownedResources: policy.SwitchAllow, UnknownRoutes: policy.SwitchAllow, BuildKit: policy.SwitchAllow, ContainerRoot: policy.SwitchAllow,
 }
 
 // testTime is a time for tests.

@@ -9,6 +9,7 @@ import (
 	"github.com/docker/docker/api/types/container"
 
 	"github.com/ds01/ds01-proxy/policy"
+	"github.com/ds01/ds01-proxy/proxy/binds"
 )
 
 // A guard decides about one request and rewrites what it decided on. An error
@@ -199,7 +200,43 @@ func createExec(x *exchange) (policy.Verdict, error) {
 	if host := policy.ExecVerdict(x.profile(), &req); !host.Allowed() {
 		return host, nil
 	}
+	if as, err := x.execAs(&req); err != nil || !as.Allowed() {
+		return as, err
+	}
 	return v, nil
+}
+
+// execAs decides as whom a process may be started in the container in the path.
+func (x *exchange) execAs(req *container.ExecOptions) (policy.Verdict, error) {
+	if req.User == "" {
+		return policy.Pass(), nil
+	}
+	list := x.srv.Staged.Of(x.rec.Objects[len(x.rec.Objects)-1])
+	oneself := slices.ContainsFunc(list, unmapped)
+	if x.srv.Switches.ContainerRoot == policy.SwitchDeny {
+		mapped, err := x.mapsUsers()
+		if err != nil {
+			return policy.Verdict{}, err
+		}
+		oneself = oneself || !mapped
+	}
+	who, err := x.caller()
+	if err != nil {
+		return policy.Verdict{}, err
+	}
+	return policy.ExecAs(x.profile(), account(who), req, oneself, len(list) > 0), nil
+}
+
+func unmapped(b binds.Bind) bool { return b.Unmapped }
+
+// readArchive lets files out of a container, unless the Engine, as root, would read
+// what its user may not.
+func readArchive(x *exchange) (policy.Verdict, error) {
+	obj, v, err := x.pathContainer(policy.Read)
+	if err == nil && v.Allowed() && slices.ContainsFunc(x.srv.Staged.Of(obj.ID), unmapped) {
+		return policy.CopyUnmapped(x.profile()), nil
+	}
+	return v, err
 }
 
 // exec resolves the exec in the path to its container's owner. Exec IDs have no

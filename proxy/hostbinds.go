@@ -50,6 +50,9 @@ func (x *exchange) createBinds(req *container.CreateRequest) (policy.Verdict, er
 			b.roots = append(b.roots, bindRoot{path, root.ReadOnly})
 		}
 	}
+	if b.rootUID, b.rootGID, err = st.Remap(); err != nil {
+		return policy.Verdict{}, err
+	}
 	if b.caller, err = x.caller(); err != nil {
 		return policy.Verdict{}, err
 	}
@@ -59,6 +62,11 @@ func (x *exchange) createBinds(req *container.CreateRequest) (policy.Verdict, er
 	for _, one := range inherited {
 		if _, v := b.choose(); !v.Allowed() {
 			return v, nil
+		}
+		if one.Unmapped {
+			if v := b.unmapped(policy.HostBind{Field: "--volumes-from (" + one.Source + ")"}); !v.Allowed() {
+				return v, nil
+			}
 		}
 		x.inherited = append(x.inherited, one.Token)
 		b.writable = b.writable || !one.ReadOnly
@@ -78,23 +86,12 @@ func (x *exchange) createBinds(req *container.CreateRequest) (policy.Verdict, er
 	if b.writable {
 		policy.HardenBinds(req)
 	}
+	x.oneself = x.oneself || b.oneself
 	return verdict, nil
 }
 
 // maxBinds is how many paths of the host one container may bind.
 const maxBinds = 64
-
-// caller is who opens the sources: the process that asks, with its groups, or, for
-// what asks from a container or as root, the user without any.
-func (x *exchange) caller() (binds.Caller, error) {
-	c := binds.Caller{UID: x.subject.UID, GID: x.subject.GID}
-	if x.conn.peer.ContainerID != "" || x.conn.peer.UID != x.subject.UID {
-		return c, nil
-	}
-	groups, err := x.srv.Peers.Groups(x.conn.UnixConn)
-	c.GID, c.Groups = x.conn.peer.GID, groups
-	return c, err
-}
 
 // A binder stages the binds of one container.
 type binder struct {
@@ -104,7 +101,12 @@ type binder struct {
 	roots   []bindRoot
 	private []string
 
+	// rootUID and rootGID are container root's ids on the host.
+	rootUID, rootGID uint32
+
 	writable bool
+	// oneself is true where the container must be its user and nobody else.
+	oneself bool
 	// whose is asked for once.
 	whose *binds.Map
 	asked bool
@@ -181,7 +183,7 @@ func (b *binder) bind(one policy.HostBind) (policy.Verdict, error) {
 	for _, root := range b.roots {
 		roots = append(roots, root.path)
 	}
-	return b.stage(f, one, binds.Bind{Source: one.Source, Real: real, Roots: roots, ReadOnly: one.ReadOnly})
+	return b.stage(f, one, b.caller.GID, binds.Bind{Source: one.Source, Real: real, Roots: roots, ReadOnly: one.ReadOnly})
 }
 
 // socket puts the user's own socket in the place of the Engine's.
@@ -192,21 +194,31 @@ func (b *binder) socket(one policy.HostBind, own string) (policy.Verdict, error)
 	}
 	defer f.Close()
 	one.ReadOnly = false
-	return b.stage(f, one, binds.Bind{Source: own, Real: real, Roots: []string{real}})
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return policy.Verdict{}, fmt.Errorf("%s: %w", one.Field, err)
+	}
+	// The kernel lets nobody write to what has an owner without a place in the map.
+	return b.stage(f, one, st.Gid, binds.Bind{Source: own, Real: real, Roots: []string{real}})
 }
 
-// stage stages what was opened and checked.
-func (b *binder) stage(f *os.File, one policy.HostBind, what binds.Bind) (policy.Verdict, error) {
+// stage stages what was opened and checked; group is the one on disk that is mapped.
+func (b *binder) stage(f *os.File, one policy.HostBind, group uint32, what binds.Bind) (policy.Verdict, error) {
 	x := b.x
 	whose, v, err := b.owners(f, one)
 	if err != nil || !v.Allowed() || x.subject.Mode != policy.ModeFull {
 		return v, err
 	}
-	what.User, what.Caller, what.Map = x.subject.User, b.caller, whose
+	what.User, what.Caller, what.Map = x.subject.User, b.caller, b.onHost(whose, group)
 	path, err := x.srv.Stage.Add(f, what)
+	if errors.Is(err, binds.ErrNoMapping) {
+		if v := b.unmapped(one); !v.Allowed() {
+			return v, nil
+		}
+		what.Map, what.Unmapped = nil, true
+		path, err = x.srv.Stage.Add(f, what)
+	}
 	switch {
-	case errors.Is(err, binds.ErrNoMapping):
-		return policy.RefuseBind(x.profile(), one, "its file system (NFS, for one) cannot map owners", "Copy what you need to a directory of yours, or use a named volume: -v NAME:/path."), nil
 	case errors.Is(err, binds.ErrTooMany):
 		return policy.RefuseBind(x.profile(), one, err.Error(), ""), nil
 	case err != nil:
@@ -247,69 +259,6 @@ func verb(readOnly bool) string {
 		return "read"
 	}
 	return "write"
-}
-
-// user is whom the container runs as.
-func (b *binder) user() string {
-	if b.req.User != "" {
-		return b.req.User
-	}
-	return b.x.runs.User
-}
-
-// runsAs decides about whom the container runs as, whatever its image calls them.
-func (b *binder) runsAs() (policy.Verdict, error) {
-	user, p := b.user(), b.x.profile()
-	if p.BindsAsRoot || policy.IsRoot(user) {
-		return policy.BindsAs(p, b.x.subject, 0), nil
-	}
-	uid, _, err := b.x.srv.Users.Lookup(b.x.r.Context(), b.x.runs.ID, user)
-	return policy.BindsAs(p, b.x.subject, uid), err
-}
-
-// choose decides about the way to map owners.
-func (b *binder) choose() (policy.BindMap, policy.Verdict) {
-	return policy.ChooseMap(b.x.profile(), b.x.subject, b.req.Labels[policy.LabelBindMap], b.user(), policy.ContainerType(b.req.Labels))
-}
-
-// owners decides whose the files are inside.
-func (b *binder) owners(f *os.File, one policy.HostBind) (*binds.Map, policy.Verdict, error) {
-	if b.asked {
-		return b.whose, policy.Pass(), nil
-	}
-	x, s := b.x, b.x.subject
-	choice, v := b.choose()
-	if !v.Allowed() {
-		return nil, v, nil
-	}
-	m := &binds.Map{UID: s.UID, GID: b.caller.GID}
-	switch choice {
-	case policy.MapRoot:
-		if _, group, _ := strings.Cut(b.user(), ":"); group != "" {
-			var err error
-			if _, m.ToGID, err = x.srv.Users.Lookup(x.r.Context(), x.runs.ID, "0:"+group); err != nil {
-				return nil, policy.Verdict{}, err
-			}
-		}
-	case policy.MapUser:
-		m.ToUID, m.ToGID = m.UID, m.GID
-	case policy.MapContainer:
-		var err error
-		if m.ToUID, m.ToGID, err = x.srv.Users.Lookup(x.r.Context(), x.runs.ID, b.user()); err != nil {
-			return nil, policy.Verdict{}, err
-		}
-	case policy.MapNone:
-		safe, err := binds.NoSuidNoDev(f)
-		if err != nil {
-			return nil, policy.Verdict{}, err
-		}
-		if !safe {
-			return nil, policy.RefuseBind(x.profile(), one, "its file system honours set-user-id programs or devices", "Leave the label "+policy.LabelBindMap+" out."), nil
-		}
-		m = nil
-	}
-	b.whose, b.asked = m, choice != policy.MapNone
-	return m, v, nil
 }
 
 // giveBinds gives a container that was made its staged binds, and those of the

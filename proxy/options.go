@@ -189,6 +189,9 @@ type Switches struct {
 	// UnownedResources is about networks and volumes.
 	UnownedResources policy.Switch
 	UnknownRoutes    policy.Switch
+	// ContainerRoot is about containers that run as root, or as whoever they like, where
+	// the Engine maps no users.
+	ContainerRoot policy.Switch
 	// BuildKit is about build sessions, whose inside the proxy does not see.
 	BuildKit policy.Switch
 	// RemoteBuilds is about build contexts that the Engine fetches itself.

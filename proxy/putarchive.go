@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/ds01/ds01-proxy/policy"
 )
@@ -14,7 +15,10 @@ import (
 // putArchive lets an archive into a container unless it has device nodes in it: the
 // Engine unpacks it as root, into what is mounted there too.
 func putArchive(x *exchange) (policy.Verdict, error) {
-	v, err := changeContainer(x)
+	obj, v, err := x.pathContainer(policy.Change)
+	if err == nil && v.Allowed() && slices.ContainsFunc(x.srv.Staged.Of(obj.ID), unmapped) {
+		return policy.CopyUnmapped(x.profile()), nil
+	}
 	if err != nil || !v.Allowed() || x.profile().OwnershipOnly || x.subject.Mode != policy.ModeFull {
 		return v, err
 	}

@@ -52,6 +52,7 @@ type config struct {
 	UnownedResources  string               `yaml:"unowned_resources"`
 	Images            string               `yaml:"images"`
 	UnknownRoutes     string               `yaml:"unknown_routes"`
+	ContainerRoot     string               `yaml:"container_root"`
 	Networks          networksConfig       `yaml:"networks"`
 	Builds            buildsConfig         `yaml:"builds"`
 
@@ -145,7 +146,7 @@ func parseConfig(name string, text []byte) (*config, error) {
 		c.policies[name] = p.policy(name)
 	}
 	if c.Preset == "strict" {
-		c.UnownedContainers, c.UnownedResources, c.UnknownRoutes = "deny", "deny", "deny"
+		c.UnownedContainers, c.UnownedResources, c.UnknownRoutes, c.ContainerRoot = "deny", "deny", "deny", "deny"
 	}
 	return c, nil
 }
@@ -252,7 +253,7 @@ func (c *config) validate(root *yaml.Node) problems {
 		say([]string{"profile"}, "there is no profile %q", c.Profile)
 	}
 	for _, s := range []struct{ key, value string }{
-		{"unowned_containers", c.UnownedContainers}, {"unowned_resources", c.UnownedResources}, {"unknown_routes", c.UnknownRoutes},
+		{"unowned_containers", c.UnownedContainers}, {"unowned_resources", c.UnownedResources}, {"unknown_routes", c.UnknownRoutes}, {"container_root", c.ContainerRoot},
 	} {
 		if _, err := policy.ParseSwitch(s.value); err != nil {
 			say([]string{s.key}, "%v", err)

@@ -50,6 +50,7 @@ type profileFile struct {
 	GroupAdd          []string    `yaml:"group_add"`
 	Binds             []bindFile  `yaml:"binds"`
 	BindsAsRoot       bool        `yaml:"binds_as_root"`
+	BindsUnmapped     bool        `yaml:"binds_unmapped"`
 	Map               []string    `yaml:"map"`
 	VolumeOpt         bool        `yaml:"volume_opt"`
 	FailClosed        bool        `yaml:"fail_closed"`
@@ -260,7 +261,7 @@ func (p *profileSource) policy(name string) *policy.Profile {
 		Devices: f.Devices, DeviceCgroupRules: f.DeviceCgroupRules, GPUs: f.GPUs, Runtime: f.Runtime,
 		Sysctl: f.Sysctl, Annotation: f.Annotation, Ulimit: f.Ulimit, LogDriver: f.LogDriver, StorageOpt: f.StorageOpt,
 		MinPort: f.Publish.MinPort, PublishIP: f.Publish.Addresses, Restart: f.Restart, GroupAdd: f.GroupAdd,
-		Binds: binds, BindsAsRoot: f.BindsAsRoot, Map: f.Map, VolumeOpt: f.VolumeOpt, FailClosed: f.FailClosed,
+		Binds: binds, BindsAsRoot: f.BindsAsRoot, BindsUnmapped: f.BindsUnmapped, Map: f.Map, VolumeOpt: f.VolumeOpt, FailClosed: f.FailClosed,
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"time"
 
@@ -78,6 +79,7 @@ type daemon struct {
 	closers []func() error
 	// lastProblem keeps the same complaint from being logged at every refresh.
 	lastProblem string
+	warned      sync.Once
 	groups      *groups
 }
 
@@ -136,7 +138,10 @@ func newDaemon(c *config) (_ *daemon, err error) {
 	d.stage = stage
 	d.index.Uses = func(id string, tokens []string) { d.noteErr("remember a container's binds", stage.Use(id, tokens)) }
 	d.index.Gone = func(id string) { d.noteErr("take away a container's binds", stage.Release(id)) }
-	d.index.Known = func(exists func(string) bool) { d.noteErr("take away unused binds", stage.Sweep(exists)) }
+	d.index.Known = func(exists func(string) bool) {
+		d.noteErr("take away unused binds", stage.Sweep(exists))
+		d.warnOfRoot()
+	}
 	resources, store := engine.NewResources(client), engine.NewImages(client)
 	d.server, err = proxy.New(proxy.Options{
 		Engine: c.enginePath(), Owners: d.index, Ledger: d.index, Resources: resources, Catalog: resources, Census: resources, Names: resources, Index: d.index, Directory: d.directory,
@@ -147,8 +152,8 @@ func newDaemon(c *config) (_ *daemon, err error) {
 		Recorder: audit.New(records, d.log.Named("audit"), d.metrics), Peers: peers, Processes: client,
 		Switches: proxy.Switches{
 			UnownedContainers: switchOf(c.UnownedContainers), UnownedResources: switchOf(c.UnownedResources),
-			UnknownRoutes: switchOf(c.UnknownRoutes),
-			BuildKit:      switchOf(c.Builds.BuildKit), RemoteBuilds: switchOf(c.Builds.Remote),
+			UnknownRoutes: switchOf(c.UnknownRoutes), ContainerRoot: switchOf(c.ContainerRoot),
+			BuildKit: switchOf(c.Builds.BuildKit), RemoteBuilds: switchOf(c.Builds.Remote),
 		},
 		Networks: c.networkRules(),
 		Log:      d.log, Now: time.Now,
@@ -220,6 +225,28 @@ func (d *daemon) run(ctx context.Context) error {
 	}
 	d.log.Info("ready", zap.Int("users", len(rows)), zap.String("engine", d.config.Engine), zap.String("run_dir", d.config.RunDir))
 	return d.keepUsers(ctx)
+}
+
+// warnOfRoot says once if containers' root is the host's.
+func (d *daemon) warnOfRoot() {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	st, err := d.index.State(ctx)
+	if err != nil {
+		return
+	}
+	if root, _, err := st.Remap(); err != nil || root != 0 {
+		d.noteErr("users of containers", err)
+		return
+	}
+	d.warned.Do(func() {
+		const fix = `set "userns-remap" in the Engine's daemon.json, or container_root: deny`
+		if switchOf(d.config.ContainerRoot) == policy.SwitchDeny {
+			d.log.Info("the Engine maps no users: containers must run as their users; with userns-remap they need not")
+			return
+		}
+		d.log.Warn("the Engine maps no users: root in a container is root of this host to its user's other processes", zap.String("fix", fix))
+	})
 }
 
 // noteErr puts an error that nobody waits for into the log.

@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -29,7 +30,9 @@ type Engine struct {
 	Dir    string
 	Socket string
 
-	flags  []string
+	flags []string
+	// wrap is the command that runs dockerd, where it does not run by itself.
+	wrap   []string
 	bridge string
 	cmd    *exec.Cmd
 	ended  chan struct{}
@@ -48,7 +51,10 @@ func StartEngine(ctx context.Context, dir string, flags ...string) (*Engine, err
 			return nil, fmt.Errorf("%s is not installed: %w", tool, err)
 		}
 	}
-	e := &Engine{Dir: dir, Socket: filepath.Join(dir, "docker.sock"), flags: flags}
+	return startEngine(ctx, &Engine{Dir: dir, Socket: filepath.Join(dir, "docker.sock"), flags: flags})
+}
+
+func startEngine(ctx context.Context, e *Engine) (*Engine, error) {
 	if err := e.addBridge(ctx); err != nil {
 		return nil, err
 	}
@@ -128,7 +134,8 @@ func (e *Engine) Start(ctx context.Context) error {
 		"--config-file", filepath.Join(e.Dir, "no-daemon.json"),
 		"--bridge", e.bridge, "--iptables=false", "--ip-forward=false",
 	}
-	e.cmd = exec.Command("dockerd", append(args, e.flags...)...)
+	line := append(append(slices.Clone(e.wrap), "dockerd"), append(args, e.flags...)...)
+	e.cmd = exec.Command(line[0], line[1:]...)
 	if err := os.WriteFile(filepath.Join(e.Dir, "no-daemon.json"), []byte("{}"), 0o600); err != nil {
 		return fmt.Errorf("engine configuration: %w", err)
 	}

@@ -11,7 +11,8 @@ import (
 // A Map says whose files on disk are whose in the container. Every other owner's
 // are nobody's there.
 type Map struct {
-	// UID and GID are the owner's on disk, ToUID and ToGID what the container sees.
+	// UID and GID are the owner's on disk, ToUID and ToGID the container's user as the
+	// kernel knows them: with an Engine that maps users, not what the container sees.
 	UID, GID, ToUID, ToGID uint32
 }
 

@@ -30,8 +30,10 @@ type Bind struct {
 	// Roots are the directories that Real must lie in.
 	Roots    []string `json:"roots"`
 	ReadOnly bool     `json:"read_only,omitempty"`
-	// Map is nil where owners are not mapped.
-	Map *Map `json:"map,omitempty"`
+	// Map is nil where owners are not mapped, and Unmapped true where that is since the
+	// file system cannot.
+	Map      *Map `json:"map,omitempty"`
+	Unmapped bool `json:"unmapped,omitempty"`
 	// Device and Inode say what was opened.
 	Device uint64 `json:"device"`
 	Inode  uint64 `json:"inode"`

@@ -12,6 +12,10 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -159,6 +163,24 @@ type Info struct {
 	CgroupDriver string
 	// DataRoot is where the Engine keeps everything.
 	DataRoot string `json:"DockerRootDir"`
+	// SecurityOptions has name=userns where the Engine maps users.
+	SecurityOptions []string
+}
+
+// Remap returns the ids that a container's root has on the host where the Engine maps
+// users (dockerd --userns-remap), and zeros where it does not: the Engine's directory
+// is then called after them (daemon/daemon_unix.go, setupDaemonRoot).
+func (i Info) Remap() (uid, gid uint32, err error) {
+	if !slices.ContainsFunc(i.SecurityOptions, func(o string) bool { return o == "userns" || o == "name=userns" }) {
+		return 0, 0, nil
+	}
+	u, g, _ := strings.Cut(path.Base(i.DataRoot), ".")
+	wide, uerr := strconv.ParseUint(u, 10, 32)
+	group, gerr := strconv.ParseUint(g, 10, 32)
+	if uerr != nil || gerr != nil || wide == 0 {
+		return 0, 0, fmt.Errorf("the Engine maps users, and its directory %q does not say to whom", i.DataRoot)
+	}
+	return uint32(wide), uint32(group), nil
 }
 
 // Info asks for what the Engine says of itself.

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -641,7 +642,7 @@ func TestStateIsAskedOncePerEngine(t *testing.T) {
 	f.mu.Unlock()
 	want := State{Version: Version{Version: "28.0.0", APIVersion: "1.48", MinAPIVersion: "1.24"}, Info: Info{CgroupDriver: "systemd"}}
 	for range 3 {
-		if st, err := x.State(t.Context()); err != nil || *st != want {
+		if st, err := x.State(t.Context()); err != nil || !reflect.DeepEqual(*st, want) {
 			t.Errorf("got %+v, %v; want %+v", st, err, want)
 		}
 	}

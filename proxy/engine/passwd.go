@@ -65,8 +65,8 @@ func (p *Passwd) Lookup(ctx context.Context, imageID, user string) (uid, gid uin
 	}
 	if line, found := userLine(files[1], group, 2); found && len(line) > 2 {
 		gid, err = number(line[2])
-	} else {
-		gid, err = number(group)
+	} else if gid, err = number(group); err != nil {
+		return 0, 0, &StatusError{http.StatusBadRequest, "unable to find group " + group + ": no matching entries in group file"}
 	}
 	return uid, gid, err
 }

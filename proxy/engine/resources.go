@@ -235,6 +235,8 @@ type ImageConfig struct {
 	User string
 	// Volumes are the paths that it declares as volumes, in order.
 	Volumes []string
+	// WorkingDir is where they start, "" for /.
+	WorkingDir string
 }
 
 // ImageConfig asks for what an image says of its containers.
@@ -246,15 +248,16 @@ func (r *Resources) ImageConfig(ctx context.Context, image string) (ImageConfig,
 	var one struct {
 		ID     string
 		Config struct {
-			User    string
-			Volumes map[string]struct{}
+			User       string
+			Volumes    map[string]struct{}
+			WorkingDir string
 		}
 	}
 	err := r.client.getJSON(ctx, "/images/"+url.PathEscape(image)+"/json", &one)
 	if err != nil {
 		return ImageConfig{}, fmt.Errorf("look up image %q: %w", image, err)
 	}
-	return ImageConfig{one.ID, one.Config.User, slices.Sorted(maps.Keys(one.Config.Volumes))}, nil
+	return ImageConfig{one.ID, one.Config.User, slices.Sorted(maps.Keys(one.Config.Volumes)), one.Config.WorkingDir}, nil
 }
 
 // States counts a user's containers by state: running, exited, paused and so on.
