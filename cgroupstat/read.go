@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -28,6 +29,9 @@ type Usage struct {
 // Used returns Memory without Cache, in bytes, and never less than 0: the kernel counts
 // the two at different moments.
 func (u Usage) Used() int64 { return max(u.Memory-u.Cache, 0) }
+
+// patience is, about, how long a slice is waited for of which only part is there.
+const patience = 50 * time.Millisecond
 
 // Reader reads what slices use. It may be used from any number of goroutines.
 //
@@ -55,13 +59,16 @@ func NewReader(t Tree) (*Reader, error) {
 
 // Read returns what a slice uses. A slice that does not exist is no error. Errors name
 // the file that could not be read or understood, and what to do where that is known.
+// A read takes some 50 µs; where part of the slice is missing, up to 50 ms, in case it
+// is just being made or removed.
 func (r *Reader) Read(cgroupPath string) (Usage, error) {
 	if err := checkPath(cgroupPath); err != nil {
 		return Usage{}, err
 	}
 	u, err := r.read(cgroupPath)
-	if isMissing(err) {
-		// Either the slice came or went meanwhile, or it stays incomplete.
+	// Either the slice comes or goes at this moment, or it stays incomplete.
+	for pause := 100 * time.Microsecond; isMissing(err) && pause < patience; pause *= 2 {
+		time.Sleep(pause)
 		u, err = r.read(cgroupPath)
 	}
 	if err != nil {
@@ -70,27 +77,29 @@ func (r *Reader) Read(cgroupPath string) (Usage, error) {
 	return u, nil
 }
 
-// read returns an error of fs.ErrNotExist where only part of the slice is there.
+// read returns an fs.ErrNotExist where only part of the slice is there.
 func (r *Reader) read(cgroupPath string) (Usage, error) {
 	var u Usage
 	// memory.stat has some 2 KiB, whatever runs in the slice.
 	buf := make([]byte, 16<<10)
-	err := errors.Join(
-		number(filepath.Join(r.memory, cgroupPath, r.memoryFile), buf, &u.Memory),
-		number(filepath.Join(r.pids, cgroupPath, "pids.current"), buf, &u.PIDs),
-		r.cache(filepath.Join(r.memory, cgroupPath, "memory.stat"), buf, &u.Cache),
-	)
+	err := number(filepath.Join(r.memory, cgroupPath, r.memoryFile), buf, &u.Memory)
 	if err == nil {
-		u.Exists = true
-		return u, nil
+		err = r.cache(filepath.Join(r.memory, cgroupPath, "memory.stat"), buf, &u.Cache)
 	}
-	if !isMissing(err) {
+	if err == nil {
+		err = number(filepath.Join(r.pids, cgroupPath, "pids.current"), buf, &u.PIDs)
+	}
+	switch {
+	case isMissing(err):
+		return Usage{}, r.absent(cgroupPath, err)
+	case err != nil:
 		return Usage{}, err
 	}
-	return Usage{}, r.absent(cgroupPath, err)
+	u.Exists = true
+	return u, nil
 }
 
-// absent explains why files of a slice are missing; nil says that all of it is.
+// absent explains why a file of a slice is missing; nil says that all of it is.
 func (r *Reader) absent(cgroupPath string, err error) error {
 	for _, root := range []string{r.memory, r.pids} {
 		if !isDir(root) {
@@ -141,8 +150,7 @@ func parse(file string, text []byte, out *int64) error {
 	return nil
 }
 
-// readInto reads a whole file into buf. A file of a cgroup that was removed while it was
-// open is missing, as if it had been opened later.
+// readInto reads a whole file into buf.
 func readInto(file string, buf []byte) ([]byte, error) {
 	fd, err := ignoringEINTR(func() (int, error) { return unix.Open(file, unix.O_RDONLY|unix.O_CLOEXEC, 0) })
 	if err != nil {
@@ -151,9 +159,6 @@ func readInto(file string, buf []byte) ([]byte, error) {
 	defer unix.Close(fd)
 	for n := 0; n < len(buf); {
 		m, err := ignoringEINTR(func() (int, error) { return unix.Read(fd, buf[n:]) })
-		if errors.Is(err, unix.ENODEV) {
-			err = unix.ENOENT
-		}
 		if err != nil {
 			return nil, pathError("read", file, err)
 		}
@@ -165,7 +170,12 @@ func readInto(file string, buf []byte) ([]byte, error) {
 	return nil, fmt.Errorf("%s has %d bytes or more, which no such file has", file, len(buf))
 }
 
+// pathError names the file. Of a cgroup that is removed meanwhile, the kernel says ENODEV;
+// here, its files are missing.
 func pathError(op, file string, err error) error {
+	if errors.Is(err, unix.ENODEV) {
+		err = unix.ENOENT
+	}
 	err = &fs.PathError{Op: op, Path: file, Err: err}
 	if errors.Is(err, fs.ErrPermission) {
 		return fmt.Errorf("%w: only root may; run the daemon as root", err)

@@ -69,7 +69,7 @@ func TestReadUnified(t *testing.T) {
 	}{
 		{name: "whole", files: whole, want: Usage{Memory: 3000, Cache: 1000, PIDs: 7, Exists: true}},
 		{name: "absent", files: nil},
-		{name: "nothing in it", files: map[string]string{"cgroup.procs": ""}, errs: []string{"memory.current", "pids.current", "cgroup.subtree_control"}},
+		{name: "nothing in it", files: map[string]string{"cgroup.procs": ""}, errs: []string{"memory.current", "cgroup.subtree_control"}},
 		{name: "no memory", files: with("memory.current", ""), errs: []string{slice + "/memory.current", "MemoryAccounting="}},
 		{name: "no pids", files: with("pids.current", ""), errs: []string{slice + "/pids.current", "TasksAccounting="}},
 		{name: "no stat", files: with("memory.stat", ""), errs: []string{slice + "/memory.stat"}},
@@ -113,7 +113,7 @@ func TestReadLegacy(t *testing.T) {
 		{name: "whole", mem: mem, pids: num, want: Usage{Memory: 3000, Cache: 1000, PIDs: 7, Exists: true}},
 		{name: "absent"},
 		{name: "memory only", mem: mem, errs: []string{"pids.current", "the memory and the pids hierarchy"}},
-		{name: "pids only", pids: num, errs: []string{"memory.usage_in_bytes", "memory.stat"}},
+		{name: "pids only", pids: num, errs: []string{"memory.usage_in_bytes", "the memory and the pids hierarchy"}},
 		{name: "v2's key", mem: map[string]string{"memory.usage_in_bytes": "1", "memory.stat": "inactive_file 1\n"}, pids: num, errs: []string{"no total_inactive_file"}},
 	} {
 		for _, dirs := range [][2]string{{"memory", "pids"}, {"memory,blkio", "cpuset,pids"}} {

@@ -336,3 +336,48 @@ func BenchmarkRead(b *testing.B) {
 	run("slice", p)
 	run("absent", p+"x")
 }
+
+// TestSystemComeAndGo reads a slice while it is made and removed: it is there or not,
+// and never an error.
+func TestSystemComeAndGo(t *testing.T) {
+	tree := system(t)
+	p, dir := own(t, tree)
+	r, l := reader(t, tree), limiter(t, tree)
+	stop := make(chan struct{})
+	made := make(chan error)
+	go func() {
+		for {
+			select {
+			case <-stop:
+				close(made)
+				return
+			default:
+			}
+			err := l.Apply(p, nil)
+			for _, c := range []string{memory, pids, cpu} {
+				err = errors.Join(err, remove(dir(c)))
+			}
+			if err != nil {
+				made <- err
+				close(made)
+				return
+			}
+		}
+	}()
+	seen := map[bool]int{}
+	for range 3000 {
+		u, err := r.Read(p)
+		if err != nil {
+			t.Error(err)
+			break
+		}
+		seen[u.Exists]++
+	}
+	close(stop)
+	for err := range made {
+		t.Error(err)
+	}
+	if seen[true] == 0 || seen[false] == 0 {
+		t.Logf("only one of the two was seen: %v", seen)
+	}
+}
