@@ -40,7 +40,7 @@ demo: deps build ## two users, one Engine, in under a minute (root)
 test: deps unit integration ## everything, with an Engine of its own (root)
 
 unit: ## tests that need no Engine (root)
-	$(GO) test -race ./cmd/... ./policy/... ./proxy/... ./units/...
+	$(GO) test -race ./cgroupstat/... ./cmd/... ./policy/... ./proxy/... ./units/...
 
 integration: deps ## real clients before a real Engine (root)
 	# The tests build the daemon themselves, which Go's test cache does not see.

@@ -16,8 +16,8 @@ const module = "github.com/ds01/ds01-proxy/"
 // mayImport says which of our packages each of our packages may import: one way,
 // from cmd to policy.
 var mayImport = map[string][]string{
-	"cmd/ds01-proxy":  {"proxy", "proxy/audit", "proxy/binds", "proxy/engine", "proxy/images", "proxy/peercred", "proxy/users", "policy", "units"},
-	"proxy":           {"proxy/audit", "proxy/binds", "proxy/engine", "proxy/images", "proxy/peercred", "policy", "units"},
+	"cmd/ds01-proxy":  {"cgroupstat", "proxy", "proxy/audit", "proxy/binds", "proxy/engine", "proxy/images", "proxy/peercred", "proxy/users", "policy", "units"},
+	"proxy":           {"cgroupstat", "proxy/audit", "proxy/binds", "proxy/engine", "proxy/images", "proxy/peercred", "policy", "units"},
 	"proxy/audit":     {},
 	"proxy/engine":    {"policy"},
 	"proxy/images":    {"proxy/statefile"},
@@ -25,7 +25,8 @@ var mayImport = map[string][]string{
 	"proxy/statefile": {},
 	"proxy/peercred":  {},
 	"proxy/users":     {"policy", "units"},
-	"units":           {},
+	"cgroupstat":      {"policy"},
+	"units":           {"policy"},
 	"policy":          {},
 	"integration":     {"integration/lab"},
 	"integration/lab": {},

@@ -1,4 +1,5 @@
-// Package units knows systemd's side of ds01-proxy: the names of slices.
+// Package units knows systemd's side of ds01-proxy: the names of slices, their unit files
+// and drop-ins, and how systemd is made to have them.
 package units
 
 import (
@@ -83,15 +84,34 @@ func Slice(u User, taken map[string]bool) string {
 // is the slice's name; with cgroupfs it is the path that systemd's nesting at
 // every dash gives the same slice.
 func CgroupParent(driver, group, user string) string {
-	g := Sanitize(group)
-	if g == "" {
-		g = "none"
-	}
-	slice := "ds01-" + g + "-" + user + ".slice"
 	if driver == "systemd" {
-		return slice
+		return userSlice(group, user)
 	}
-	return "/ds01.slice/ds01-" + g + ".slice/" + slice
+	return CgroupPath(group, user)
+}
+
+// CgroupPath returns where the slice's cgroup is below the root of each hierarchy that
+// has it, whatever the Engine's cgroup driver:
+// /ds01.slice/ds01-<group>.slice/ds01-<group>-<user>.slice.
+func CgroupPath(group, user string) string {
+	return "/" + rootSlice + "/" + groupSlice(group) + "/" + userSlice(group, user)
+}
+
+// The slices of a user, from the outermost. systemd nests them by the dashes in their names.
+const rootSlice = "ds01.slice"
+
+func groupSlice(group string) string { return "ds01-" + groupPart(group) + ".slice" }
+
+func userSlice(group, user string) string {
+	return "ds01-" + groupPart(group) + "-" + user + ".slice"
+}
+
+// groupPart is a group's name in those of slices, "none" where nothing of it is left.
+func groupPart(group string) string {
+	if g := Sanitize(group); g != "" {
+		return g
+	}
+	return "none"
 }
 
 // UserOf returns the user's part of a cgroup parent that CgroupParent made, in
