@@ -1,0 +1,115 @@
+package policy
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/docker/docker/api/types/container"
+)
+
+// A GPUAsk is what a container asks of the machine's GPUs. The zero GPUAsk asks for none.
+type GPUAsk struct {
+	// Field is where it asks, as users know it.
+	Field string
+	// All is true where it asks for whatever there is; otherwise Count are wanted, those
+	// of Devices where these are named.
+	All     bool
+	Count   int
+	Devices []string
+}
+
+// Any reports whether GPUs are asked for.
+func (a GPUAsk) Any() bool { return a.All || a.Count > 0 }
+
+// visibleDevices is the variable by which nvidia's runtime is asked.
+const visibleDevices = "NVIDIA_VISIBLE_DEVICES"
+
+// AskedGPUs finds out what a container asks of GPUs: by device requests, by device nodes,
+// and, where nvidia's runtime runs it, by its environment, be it the request's or the
+// image's.
+func AskedGPUs(req *container.CreateRequest, imageEnv []string, host Host) GPUAsk {
+	var ask GPUAsk
+	named := make(map[string]bool)
+	name := func(field string, ids ...string) {
+		for _, id := range ids {
+			id = strings.TrimPrefix(strings.TrimSpace(id), "nvidia.com/gpu=")
+			switch {
+			case id == "":
+				continue
+			case id == "all":
+				ask.All = true
+			case !named[id]:
+				named[id] = true
+				ask.Count++
+				ask.Devices = append(ask.Devices, id)
+			}
+			ask.Field = field
+		}
+	}
+	hc := req.HostConfig
+	if hc == nil {
+		hc = &container.HostConfig{}
+	}
+	for _, d := range hc.DeviceRequests {
+		switch {
+		case len(d.DeviceIDs) > 0:
+			name("--gpus device="+strings.Join(d.DeviceIDs, ","), d.DeviceIDs...)
+		case d.Count < 0:
+			ask.All, ask.Field = true, "--gpus all"
+		case d.Count > 0:
+			ask.Count += d.Count
+			ask.Field = "--gpus"
+		}
+	}
+	for _, d := range hc.Devices {
+		if id, ok := strings.CutPrefix(d.PathOnHost, "/dev/nvidia"); ok {
+			if numbered(id) {
+				name("--device "+d.PathOnHost, id)
+			} else if d.PathOnHost == "/dev/nvidia-caps" {
+				ask.All, ask.Field = true, "--device "+d.PathOnHost
+			}
+		}
+	}
+	if nvidia(hc.Runtime, host) {
+		if value, where, ok := visible(req, imageEnv); ok && !slices.Contains([]string{"", "void", "none"}, value) {
+			name(where, strings.Split(value, ",")...)
+		}
+	}
+	return ask
+}
+
+// nvidia reports whether nvidia's runtime runs a container.
+func nvidia(runtime string, host Host) bool {
+	if runtime == "" {
+		runtime = host.DefaultRuntime
+	}
+	return strings.Contains(runtime, "nvidia")
+}
+
+func numbered(s string) bool { return s != "" && strings.Trim(s, "0123456789") == "" }
+
+// visible finds the variable: the last of the request's wins, and any wins over the
+// image's.
+func visible(req *container.CreateRequest, imageEnv []string) (value, where string, ok bool) {
+	for _, env := range []struct {
+		where string
+		list  []string
+	}{{"the image's " + visibleDevices, imageEnv}, {"-e " + visibleDevices, req.Env}} {
+		for _, e := range env.list {
+			if key, v, _ := strings.Cut(e, "="); key == visibleDevices {
+				value, where, ok = v, env.where, true
+			}
+		}
+	}
+	return value, where, ok
+}
+
+// HideGPUs keeps nvidia's runtime from giving a container devices that it did not ask
+// for: images say all, whoever runs them.
+func HideGPUs(req *container.CreateRequest) {
+	req.Env = slices.DeleteFunc(slices.Clone(req.Env), func(e string) bool {
+		key, _, _ := strings.Cut(e, "=")
+		return key == visibleDevices
+	})
+	req.Env = append(req.Env, visibleDevices+"=void")
+}

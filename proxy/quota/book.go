@@ -1,0 +1,255 @@
+// Package quota knows what each user's containers hold of the machine, and decides
+// whether one more fits. Decisions about one user are made one after the other, so that
+// what fits once is not given twice.
+package quota
+
+import (
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/ds01/ds01-proxy/policy"
+)
+
+// A Container is what counts of a container.
+type Container struct {
+	ID   string
+	Name string
+	User string
+	// Memory is its limit in bytes, 0 where it has none.
+	Memory int64
+	// Running is true for paused and restarting ones too, Fresh where it was never
+	// started, and Restarts where the Engine may start it by itself.
+	Running, Fresh, Restarts bool
+	// Began is when it was started last.
+	Began time.Time
+	// GPUs are those that it asks for.
+	GPUs policy.GPUAsk
+	// Step is true for containers that the Engine makes by itself, for a build.
+	Step bool
+}
+
+// may reports whether a container that does not run may yet, without anybody's asking.
+func (c *Container) may() bool { return c.Fresh || c.Restarts }
+
+// settle is how long after a container's start its limit counts in the place of its use:
+// programs take their memory in their first minute.
+const settle = time.Minute
+
+// A Book keeps the containers and what was promised to requests under way.
+type Book struct {
+	now func() time.Time
+
+	mu       sync.Mutex
+	accounts map[string]*account
+	owner    map[string]*account
+	// changed counts what was noted of a container by itself, so that an older answer of
+	// the Engine does not undo it.
+	changed map[string]uint64
+	synced  chan struct{}
+	once    sync.Once
+}
+
+// An account is one user's.
+type account struct {
+	// deciding is held while a decision is made.
+	deciding sync.Mutex
+
+	containers map[string]*Container
+	promises   map[*promise]struct{}
+	refused    policy.Verdict
+	refusedAt  time.Time
+}
+
+// A promise is what a request under way was given.
+type promise struct {
+	memory int64
+	gpus   int
+	// arrives is true where a container comes of it, build where steps do.
+	arrives, build bool
+}
+
+// NewBook returns an empty book.
+func NewBook(now func() time.Time) *Book {
+	return &Book{now: now, accounts: make(map[string]*account), owner: make(map[string]*account), changed: make(map[string]uint64), synced: make(chan struct{})}
+}
+
+// account returns a user's; b.mu is held.
+func (b *Book) account(user string) *account {
+	a := b.accounts[user]
+	if a == nil {
+		a = &account{containers: make(map[string]*Container), promises: make(map[*promise]struct{})}
+		b.accounts[user] = a
+	}
+	return a
+}
+
+// Version is what Set wants to hear of a container that was asked for.
+func (b *Book) Version(id string) uint64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.changed[id]
+}
+
+// Set notes what the Engine says of a container, unless something was noted since
+// version. It reports whether it did.
+func (b *Book) Set(c Container, version uint64) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.changed[c.ID] != version {
+		return false
+	}
+	b.put(c)
+	return true
+}
+
+// put notes a container; b.mu is held.
+func (b *Book) put(c Container) {
+	if was := b.owner[c.ID]; was != nil {
+		delete(was.containers, c.ID)
+	}
+	if c.User == "" {
+		delete(b.owner, c.ID)
+		return
+	}
+	a := b.account(c.User)
+	a.containers[c.ID] = &c
+	b.owner[c.ID] = a
+}
+
+// note notes a container by itself; b.mu is held.
+func (b *Book) note(c Container) {
+	b.changed[c.ID]++
+	b.put(c)
+}
+
+// Gone says that a container is no more.
+func (b *Book) Gone(id string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if a := b.owner[id]; a != nil {
+		delete(a.containers, id)
+		delete(b.owner, id)
+	}
+	delete(b.changed, id)
+}
+
+// Keep forgets the containers that are not among those that exist.
+func (b *Book) Keep(exists func(id string) bool) {
+	b.mu.Lock()
+	var gone []string
+	for id := range b.owner {
+		if !exists(id) {
+			gone = append(gone, id)
+		}
+	}
+	b.mu.Unlock()
+	for _, id := range gone {
+		b.Gone(id)
+	}
+}
+
+// Synced says that all containers were noted; Ready is closed from then on.
+func (b *Book) Synced()                { b.once.Do(func() { close(b.synced) }) }
+func (b *Book) Ready() <-chan struct{} { return b.synced }
+
+// Container returns what is known of one.
+func (b *Book) Container(id string) (Container, bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if a := b.owner[id]; a != nil {
+		return *a.containers[id], true
+	}
+	return Container{}, false
+}
+
+// Containers returns a user's.
+func (b *Book) Containers(user string) []Container {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	a := b.accounts[user]
+	if a == nil {
+		return nil
+	}
+	list := make([]Container, 0, len(a.containers))
+	for _, c := range a.containers {
+		list = append(list, *c)
+	}
+	slices.SortFunc(list, func(x, y Container) int {
+		if n := x.Began.Compare(y.Began); n != 0 {
+			return n
+		}
+		if x.ID < y.ID {
+			return -1
+		}
+		return 1
+	})
+	return list
+}
+
+// standing adds up what a user has beside the container except, which is being decided
+// about. own tells what a container uses by itself. b.mu is held.
+func (b *Book) standing(a *account, except string, own func(id string) int64) policy.Standing {
+	var (
+		s            policy.Standing
+		steps, build int64
+	)
+	for id, c := range a.containers {
+		if !c.Step {
+			s.Containers++
+			if c.Running {
+				s.Running++
+			}
+		}
+		if id == except {
+			continue
+		}
+		if c.GPUs.Any() && (c.Running || c.may()) {
+			s.GPUs += float64(c.GPUs.Count)
+			s.Holders = append(s.Holders, holder(c))
+		}
+		var pending, committed int64
+		switch {
+		case c.Running && b.now().Sub(c.Began) < settle:
+			pending, committed = max(0, c.Memory-own(id)), c.Memory
+		case c.Running:
+			committed = c.Memory
+		case c.may():
+			pending, committed = c.Memory, c.Memory
+		}
+		if c.Step {
+			// A build was promised what its steps take.
+			steps += pending
+			continue
+		}
+		s.Pending += pending
+		s.Committed += committed
+	}
+	for p := range a.promises {
+		s.GPUs += float64(p.gpus)
+		if p.arrives {
+			s.Arriving++
+		}
+		if p.build {
+			build += p.memory
+			continue
+		}
+		s.Pending += p.memory
+		s.Committed += p.memory
+	}
+	s.Pending += max(build, steps)
+	s.Committed += max(build, steps)
+	slices.Sort(s.Holders)
+	return s
+}
+
+func holder(c *Container) string {
+	name := c.Name
+	if name == "" {
+		name = c.ID[:min(12, len(c.ID))]
+	}
+	if c.GPUs.All {
+		return name + " (all)"
+	}
+	return name
+}

@@ -1,0 +1,253 @@
+package quota
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/ds01/ds01-proxy/cgroupstat"
+	"github.com/ds01/ds01-proxy/policy"
+)
+
+// A Reader reads what a cgroup uses.
+type Reader interface {
+	Read(cgroupPath string) (cgroupstat.Usage, error)
+}
+
+// A Keeper decides about requests that make or start containers, and remembers what
+// it promised to those under way. All fields must be set.
+type Keeper struct {
+	Book   *Book
+	Reader Reader
+	// LimitsOf returns a user's limits.
+	LimitsOf func(user string) *policy.Limits
+	// SliceOf is the path of a user's cgroup, and ScopeOf that of one of their
+	// containers.
+	SliceOf func(s *policy.Subject) string
+	ScopeOf func(s *policy.Subject, containerID string) string
+	// Accounting and CountRunning are the configuration's.
+	Accounting   policy.Accounting
+	CountRunning bool
+	// RawUsage counts page cache that was not used lately, too.
+	RawUsage bool
+	// OnError says what happens where use cannot be read.
+	OnError policy.Switch
+	Now     func() time.Time
+}
+
+// An Ask is what a request wants.
+type Ask struct {
+	// Container is the one that is started or changed; "" where one is made.
+	Container string
+	// Memory is in bytes, 0 for no limit of its own.
+	Memory int64
+	GPUs   policy.GPUAsk
+	// New is true where a container comes of it, Build where it is a build.
+	New, Build bool
+}
+
+// A Hold is what was promised to a request; nil means nothing.
+type Hold struct {
+	book *Book
+	a    *account
+	p    *promise
+	// Warning is for the maker of a container.
+	Warning string
+}
+
+// syncWait is how long a request waits for the first list of containers.
+const syncWait = 10 * time.Second
+
+// ErrNotReady means that nobody knows yet what users have.
+var ErrNotReady = errors.New("the containers are still being counted; try again in a moment")
+
+// Reserve decides about a request. What it promises counts until the Hold is ended.
+func (k *Keeper) Reserve(ctx context.Context, s *policy.Subject, ask Ask) (*Hold, policy.Verdict, error) {
+	limits := k.LimitsOf(s.User)
+	gate := policy.Gate{Limits: limits, Accounting: k.Accounting, CountRunning: k.CountRunning}
+	if err := k.wait(ctx); err != nil {
+		return nil, policy.Verdict{}, err
+	}
+	b := k.Book
+	b.mu.Lock()
+	a := b.account(s.User)
+	b.mu.Unlock()
+	a.deciding.Lock()
+	defer a.deciding.Unlock()
+	usage, unread := k.read(s, limits)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	standing := b.standing(a, ask.Container, func(id string) int64 { return k.own(s, id) })
+	k.fill(&standing, usage)
+	verdict := policy.Verdict{Outcome: policy.Allow, Rule: "quota"}
+	c := a.containers[ask.Container]
+	runs := c != nil && c.Running
+	if ask.New {
+		verdict = gate.Containers(standing)
+	}
+	if verdict.Allowed() && !runs && k.CountRunning && ask.Container != "" {
+		verdict = gate.Containers(standing)
+	}
+	if verdict.Allowed() && !runs {
+		verdict = gate.GPUs(standing, ask.GPUs)
+	}
+	if verdict.Allowed() && (!runs || ask.Memory > 0) {
+		verdict = gate.Memory(standing, ask.Memory)
+	}
+	if !verdict.Allowed() {
+		a.refused, a.refusedAt = verdict, k.Now()
+		return nil, verdict, nil
+	}
+	if unread != nil {
+		verdict = policy.UnreadableUsage(unread, k.OnError)
+		if !verdict.Allowed() {
+			return nil, verdict, nil
+		}
+	}
+	p := &promise{memory: ask.Memory, gpus: ask.GPUs.Count, arrives: ask.New, build: ask.Build}
+	a.promises[p] = struct{}{}
+	return &Hold{book: b, a: a, p: p, Warning: gate.PIDsWarning(standing)}, verdict, nil
+}
+
+// wait waits for the first list.
+func (k *Keeper) wait(ctx context.Context) error {
+	select {
+	case <-k.Book.Ready():
+		return nil
+	default:
+	}
+	timer := time.NewTimer(syncWait)
+	defer timer.Stop()
+	select {
+	case <-k.Book.Ready():
+		return nil
+	case <-timer.C:
+		return ErrNotReady
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// read reads what the user's slice uses, unless nothing would be held against it.
+func (k *Keeper) read(s *policy.Subject, limits *policy.Limits) (cgroupstat.Usage, error) {
+	if limits.Aggregate == nil {
+		return cgroupstat.Usage{}, nil
+	}
+	usage, err := k.Reader.Read(k.SliceOf(s))
+	if err != nil {
+		return usage, fmt.Errorf("use of %s's slice: %w", s.User, err)
+	}
+	return usage, nil
+}
+
+func (k *Keeper) fill(s *policy.Standing, u cgroupstat.Usage) {
+	s.Current, s.Cache, s.PIDs = u.Memory, u.Cache, u.PIDs
+	s.Used = k.counted(u)
+}
+
+func (k *Keeper) counted(u cgroupstat.Usage) int64 {
+	if k.RawUsage {
+		return u.Memory
+	}
+	return u.Used()
+}
+
+// own is what a container uses by itself; nothing where that cannot be read, so that
+// its whole limit counts.
+func (k *Keeper) own(s *policy.Subject, id string) int64 {
+	u, err := k.Reader.Read(k.ScopeOf(s, id))
+	if err != nil {
+		return 0
+	}
+	return k.counted(u)
+}
+
+// Drop ends a promise of which nothing came.
+func (h *Hold) Drop() {
+	if h == nil {
+		return
+	}
+	h.book.mu.Lock()
+	defer h.book.mu.Unlock()
+	delete(h.a.promises, h.p)
+}
+
+// Made ends a promise: the container that it was for is there.
+func (h *Hold) Made(c Container) {
+	if h == nil {
+		return
+	}
+	h.book.mu.Lock()
+	defer h.book.mu.Unlock()
+	delete(h.a.promises, h.p)
+	if _, known := h.a.containers[c.ID]; !known {
+		h.book.note(c)
+	}
+}
+
+// Started ends a promise: the container runs from now on.
+func (h *Hold) Started(id string) {
+	h.change(id, func(c *Container) { c.Running, c.Fresh, c.Began = true, false, h.book.now() })
+}
+
+// Changed ends a promise: the container has another limit, and perhaps another policy for
+// being started again.
+func (h *Hold) Changed(id string, memory int64, restarts *bool) {
+	h.change(id, func(c *Container) {
+		if memory > 0 {
+			c.Memory = memory
+		}
+		if restarts != nil {
+			c.Restarts = *restarts
+		}
+	})
+}
+
+func (h *Hold) change(id string, f func(c *Container)) {
+	if h == nil {
+		return
+	}
+	h.book.mu.Lock()
+	defer h.book.mu.Unlock()
+	delete(h.a.promises, h.p)
+	if c := h.a.containers[id]; c != nil {
+		changed := *c
+		f(&changed)
+		h.book.note(changed)
+	}
+}
+
+// A Report is what a user has, and may have.
+type Report struct {
+	Limits     *policy.Limits
+	Standing   policy.Standing
+	Accounting policy.Accounting
+	// Unread is why the use is not known, "" where it is.
+	Unread string
+	// Refused is the last refusal, and When its time.
+	Refused string
+	When    time.Time
+}
+
+// Report says what a user has.
+func (k *Keeper) Report(ctx context.Context, s *policy.Subject) (Report, error) {
+	if err := k.wait(ctx); err != nil {
+		return Report{}, err
+	}
+	r := Report{Limits: k.LimitsOf(s.User), Accounting: k.Accounting}
+	usage, err := k.Reader.Read(k.SliceOf(s))
+	if err != nil {
+		r.Unread = err.Error()
+	}
+	b := k.Book
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	a := b.account(s.User)
+	r.Standing = b.standing(a, "", func(id string) int64 { return k.own(s, id) })
+	k.fill(&r.Standing, usage)
+	if !a.refusedAt.IsZero() {
+		r.Refused, r.When = a.refused.Message(), a.refusedAt
+	}
+	return r, nil
+}
