@@ -77,7 +77,7 @@ func withShell(a Account, shell string) Account {
 func rules(change func(*Rules)) Rules {
 	r := Rules{
 		UIDMin: 1000, UIDMax: 2000, AdminGroups: []string{"adm"},
-		GroupOf: func(user string) string { return "g-" + user },
+		GroupOf: func(user string, _ func([]string) (bool, error)) (string, error) { return "g-" + user, nil },
 		ModeOf: func(user, group string) policy.Mode {
 			if user == "watched" && group == "g-watched" {
 				return policy.ModeMonitoring
@@ -374,7 +374,7 @@ func TestRefreshFollowsTheAccounts(t *testing.T) {
 	src.listed = []Account{account("bob", 1002), account("carol", 1003)}
 	if err := d.Refresh(rules(func(r *Rules) {
 		r.AdminUsers = []string{"bob"}
-		r.GroupOf = func(string) string { return "phd" }
+		r.GroupOf = func(string, func([]string) (bool, error)) (string, error) { return "phd", nil }
 	})); err != nil {
 		t.Fatal(err)
 	}
