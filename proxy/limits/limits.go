@@ -40,7 +40,7 @@ func Open(path string, log *zap.Logger) (*Store, error) {
 func (s *Store) Reload() error {
 	s.reloading.Lock()
 	defer s.reloading.Unlock()
-	next, problems := load(s.path)
+	next, problems := load(s.path, readFile)
 	if len(problems) > 0 {
 		return problems
 	}

@@ -59,6 +59,8 @@ type state struct {
 // A loader reads a state from the files of one directory.
 type loader struct {
 	*reader
+	// open returns what is in a file; os.ErrNotExist where there is none.
+	open  func(path string) ([]byte, error)
 	dir   string
 	state *state
 	// fallback is the name of the default group, and fallbackLine where it stands.
@@ -66,13 +68,16 @@ type loader struct {
 	fallbackLine int
 }
 
+// maxProblems is how many are told of at once.
+const maxProblems = 100
+
 // load reads the limits file and what stands beside it. On problems there is no state.
-func load(path string) (*state, Problems) {
+func load(path string, open func(path string) ([]byte, error)) (*state, Problems) {
 	l := &loader{
-		reader: &reader{file: path}, dir: filepath.Dir(path), fallback: defaultGroup,
+		reader: &reader{file: path}, open: open, dir: filepath.Dir(path), fallback: defaultGroup,
 		state: &state{defaults: newLayer("defaults"), byName: make(map[string]*group), listed: make(map[string]int), overrides: make(map[string]*override)},
 	}
-	text, err := readFile(path)
+	text, err := open(path)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 		l.state.defaults.from = builtIn
@@ -94,7 +99,9 @@ func load(path string) (*state, Problems) {
 	l.file = filepath.Join(l.dir, overridesName)
 	l.overrides()
 	l.file = path
-	if len(l.problems) > 0 {
+	if n := len(l.problems); n > maxProblems {
+		return nil, append(l.problems[:maxProblems:maxProblems], Problem{File: path, Text: fmt.Sprintf("and %d problems more", n-maxProblems)})
+	} else if n > 0 {
 		return nil, l.problems
 	}
 	l.resolve()
@@ -201,7 +208,7 @@ const (
 func (l *loader) members() {
 	for place, g := range l.state.groups {
 		path := filepath.Join(l.dir, groupsName, g.name+membersSuffix)
-		text, err := readFile(path)
+		text, err := l.open(path)
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}
@@ -220,7 +227,7 @@ func (l *loader) members() {
 
 // overrides reads what is said of single users.
 func (l *loader) overrides() {
-	text, err := readFile(l.file)
+	text, err := l.open(l.file)
 	if errors.Is(err, os.ErrNotExist) {
 		return
 	}

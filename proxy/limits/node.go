@@ -56,7 +56,10 @@ func (r *reader) note(line int, format string, args ...any) {
 // unknown notes a key that is another tool's, or a mistake.
 func (r *reader) unknown(what string, key *yaml.Node) { r.note(key.Line, "%s: is not read", what) }
 
-var lineOfError = regexp.MustCompile(`^(?:yaml: )?(?:line ([0-9]+): )?(.*)`)
+var (
+	lineOfError   = regexp.MustCompile(`^(?:yaml: )?(?:line ([0-9]+): )?(.*)`)
+	missingAnchor = regexp.MustCompile(`^unknown anchor '(.*)' referenced`)
+)
 
 // document returns the one YAML document of a text; nil where there is none.
 func (r *reader) document(text []byte) *yaml.Node {
@@ -75,6 +78,10 @@ func (r *reader) document(text []byte) *yaml.Node {
 	if !errors.Is(err, io.EOF) {
 		m := lineOfError.FindStringSubmatch(err.Error())
 		line, _ := strconv.Atoi(m[1])
+		if a := missingAnchor.FindStringSubmatch(m[2]); a != nil {
+			// The decoder does not say where.
+			line = 1 + bytes.Count(text[:max(0, bytes.Index(text, []byte("*"+a[1])))], []byte("\n"))
+		}
 		r.bad(line, "%s", m[2])
 		return nil
 	}

@@ -15,10 +15,9 @@ const (
 	minShm = 4 << 10
 	// maxPIDs is the kernel's PID_MAX_LIMIT on 64 bits; cgroups refuse more.
 	maxPIDs = 4 << 20
-	// minCPUs is the Engine's least share of processors, and maxCPUs what fits into
-	// billionths.
-	minCPUs, maxCPUs = 0.01, 1e9
-	// maxCPUQuota is a percentage that is still far from overflowing as microseconds.
+	// minCPUs is the Engine's least share of processors, and maxCPUs more than any machine
+	// has; up to it, billionths are exact.
+	minCPUs, maxCPUs = 0.01, 1e6
 	maxCPUQuota = 100 * maxCPUs
 	// maxGPUs is more than any machine has.
 	maxGPUs = 1e6
@@ -37,7 +36,7 @@ func parseSize(least int64) func(string) (int64, error) {
 	return func(text string) (int64, error) {
 		m := sizeForm.FindStringSubmatch(strings.ToLower(text))
 		if m == nil || m[2] != "" && m[3] == "" {
-			return 0, fmt.Errorf("%q is not a size such as 512m or 32g; %s", text, unlimited)
+			return 0, fmt.Errorf("%.40q is not a size such as 512m or 32g; %s", text, unlimited)
 		}
 		unit := int64(1)
 		if m[3] != "" {
@@ -45,18 +44,18 @@ func parseSize(least int64) func(string) (int64, error) {
 		}
 		whole, err := strconv.ParseInt(m[1], 10, 64)
 		if err != nil || whole > math.MaxInt64/unit-1 {
-			return 0, fmt.Errorf("%q is too much to count in bytes; %s", text, unlimited)
+			return 0, fmt.Errorf("%.40q is too much to count in bytes; %s", text, unlimited)
 		}
 		bytes := whole * unit
 		if m[2] != "" {
 			part, err := strconv.ParseFloat("0"+m[2], 64)
 			if err != nil {
-				return 0, fmt.Errorf("%q is not a size: %w", text, err)
+				return 0, fmt.Errorf("%.40q is not a size: %w", text, err)
 			}
 			bytes += int64(part * float64(unit))
 		}
 		if bytes < least {
-			return 0, fmt.Errorf("%q is below %s, the least that works; is a unit missing? %s", text, showSize(least), unlimited)
+			return 0, fmt.Errorf("%.40q is below %s, the least that works; is a unit missing? %s", text, showSize(least), unlimited)
 		}
 		return bytes, nil
 	}
@@ -67,7 +66,7 @@ func parseWhole[T int | int64](least, most T) func(string) (T, error) {
 	return func(text string) (T, error) {
 		n, err := strconv.ParseInt(text, 10, 64)
 		if err != nil || !numberForm.MatchString(text) || n < int64(least) || n > int64(most) {
-			return 0, fmt.Errorf("%q is not a whole number from %d to %d; %s", text, least, most, unlimited)
+			return 0, fmt.Errorf("%.40q is not a whole number from %d to %d; %s", text, least, most, unlimited)
 		}
 		return T(n), nil
 	}
@@ -77,7 +76,7 @@ func parseWhole[T int | int64](least, most T) func(string) (T, error) {
 func parseDecimal(text string, least, most float64) (float64, error) {
 	f, err := strconv.ParseFloat(text, 64)
 	if err != nil || !decimalForm.MatchString(text) || f < least || f > most {
-		return 0, fmt.Errorf("%q is not a number from %s to %s; %s", text, showDecimal(least), showDecimal(most), unlimited)
+		return 0, fmt.Errorf("%.40q is not a number from %s to %s; %s", text, showDecimal(least), showDecimal(most), unlimited)
 	}
 	return f, nil
 }
@@ -95,7 +94,7 @@ func parseQuota(text string) (int64, error) {
 	number, ok := strings.CutSuffix(text, "%")
 	n, err := parseWhole[int64](1, maxCPUQuota)(number)
 	if !ok || err != nil {
-		return 0, fmt.Errorf(`%q is not a percentage such as "200%%", which is two processors; %s`, text, unlimited)
+		return 0, fmt.Errorf(`%.40q is not a percentage such as "200%%", which is two processors; %s`, text, unlimited)
 	}
 	return n, nil
 }
