@@ -51,7 +51,7 @@ func (s *Store) Reload() error {
 	for _, n := range next.notes {
 		if !s.noted[n.File+n.Text] {
 			s.noted[n.File+n.Text] = true
-			s.log.Warn("limits: " + n.String())
+			s.log.Warn(n.String())
 		}
 	}
 	return nil

@@ -63,7 +63,9 @@ func TestBrokenEditsKeepTheLastGoodLimits(t *testing.T) {
 		damage func() error
 		want   string
 	}{
-		{"a wrong value", func() error { return os.WriteFile(file, []byte("\ngroups: {phd: {members: [ann], memory: -1}}"), 0o644) }, file + `: line 2: groups.phd.memory: "-1" is not`},
+		{"a wrong value", func() error {
+			return os.WriteFile(file, []byte("\ngroups: {phd: {members: [ann], memory: -1}}"), 0o644)
+		}, file + `: line 2: groups.phd.memory: "-1" is not`},
 		{"half a file", func() error { return os.WriteFile(file, []byte(good[:20]), 0o644) }, file + ": line 1: did not find"},
 		{"nothing in it", func() error { return os.Truncate(file, 0) }, file + ": is empty"},
 		{"too much", func() error { return os.WriteFile(file, bytes.Repeat([]byte("#"), maxFile+1), 0o644) }, file + ": has more than 1048576 bytes"},
@@ -148,7 +150,7 @@ func TestUnknownKeysAreWarnedOfOnce(t *testing.T) {
 	for _, e := range logs.All() {
 		got = append(got, strings.ReplaceAll(e.Message, dir+"/", ""))
 	}
-	want := "limits: resource-limits.yaml: line 1: one: is not read|limits: resource-limits.yaml: line 2: two: is not read"
+	want := "resource-limits.yaml: line 1: one: is not read|resource-limits.yaml: line 2: two: is not read"
 	if strings.Join(got, "|") != want {
 		t.Errorf("logged %q", got)
 	}

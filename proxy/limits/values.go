@@ -18,7 +18,7 @@ const (
 	// minCPUs is the Engine's least share of processors, and maxCPUs more than any machine
 	// has; up to it, billionths are exact.
 	minCPUs, maxCPUs = 0.01, 1e6
-	maxCPUQuota = 100 * maxCPUs
+	maxCPUQuota      = 100 * maxCPUs
 	// maxGPUs is more than any machine has.
 	maxGPUs = 1e6
 )
