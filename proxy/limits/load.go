@@ -216,7 +216,8 @@ func (l *loader) members() {
 			l.problems = append(l.problems, Problem{File: path, Text: reason(err)})
 			continue
 		}
-		for line := range strings.Lines(string(text)) {
+		// Some editors begin a file with a byte order mark, as YAML may.
+		for line := range strings.Lines(strings.TrimPrefix(string(text), "\ufeff")) {
 			line, _, _ = strings.Cut(line, "#")
 			if user := strings.TrimSpace(line); user != "" {
 				l.list(user, place)

@@ -57,9 +57,30 @@ func (r *reader) note(line int, format string, args ...any) {
 func (r *reader) unknown(what string, key *yaml.Node) { r.note(key.Line, "%s: is not read", what) }
 
 var (
-	lineOfError   = regexp.MustCompile(`^(?:yaml: )?(?:line ([0-9]+): )?(.*)`)
+	lineOfError = regexp.MustCompile(`^(?:yaml: )*(?:line ([0-9]+): )?(.*)`)
+	// ofParser are the decoder's messages whose line counts from 0, as its others' do not.
+	ofParser = regexp.MustCompile(`^(did not find expected (<|node content|key$|'-'|',')|found (duplicate %|incompatible|undefined tag))`)
+	// ofBytes are its messages about bytes that are no text, which have no line.
+	ofBytes       = regexp.MustCompile(`UTF|Unicode|control characters|surrogate|octet`)
 	missingAnchor = regexp.MustCompile(`^unknown anchor '(.*)' referenced`)
 )
+
+// syntax reports an error of the YAML decoder, which leaves out the first line's number
+// and that of an unknown anchor.
+func (r *reader) syntax(text []byte, err error) {
+	m := lineOfError.FindStringSubmatch(err.Error())
+	line, _ := strconv.Atoi(m[1])
+	anchor := missingAnchor.FindStringSubmatch(m[2])
+	switch {
+	case anchor != nil:
+		line = 1 + bytes.Count(text[:max(0, bytes.Index(text, []byte("*"+anchor[1])))], []byte("\n"))
+	case ofBytes.MatchString(m[2]):
+	case line == 0 || ofParser.MatchString(m[2]):
+		line++
+	}
+	lines := 1 + bytes.Count(bytes.TrimRight(text, "\n"), []byte("\n"))
+	r.bad(min(line, lines), "%s", m[2])
+}
 
 // document returns the one YAML document of a text; nil where there is none.
 func (r *reader) document(text []byte) *yaml.Node {
@@ -76,13 +97,7 @@ func (r *reader) document(text []byte) *yaml.Node {
 		}
 	}
 	if !errors.Is(err, io.EOF) {
-		m := lineOfError.FindStringSubmatch(err.Error())
-		line, _ := strconv.Atoi(m[1])
-		if a := missingAnchor.FindStringSubmatch(m[2]); a != nil {
-			// The decoder does not say where.
-			line = 1 + bytes.Count(text[:max(0, bytes.Index(text, []byte("*"+a[1])))], []byte("\n"))
-		}
-		r.bad(line, "%s", m[2])
+		r.syntax(text, err)
 		return nil
 	}
 	if len(first.Content) == 0 {
