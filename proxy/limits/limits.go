@@ -59,8 +59,9 @@ func (s *Store) Reload() error {
 
 // Of returns the limits of a user of a group: the defaults, under what the group says,
 // under what is said of the user, field by field. For a group that the file does not
-// have, those of the default group. MemorySwap is never below Memory. What the result
-// points at is shared and must not be written to. It takes no lock and reads no file.
+// have, those of the default group. MemorySwap is never below Memory, and may be set where
+// Memory is not. What the result points at is shared and must not be written to. It takes
+// no lock and reads no file.
 func (s *Store) Of(user, group string) policy.Limits { return s.current.Load().of(user, group) }
 
 // GroupOf returns a user's group: the first of the file that lists the user or has, in
