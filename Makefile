@@ -55,8 +55,9 @@ bench: deps build ## speed as ratios to the raw socket, in one interleaved run (
 	@$(GO) build -o bin/bench ./integration/bench && exec bin/bench -binary $(BIN)
 
 fuzz: ## half a minute on each fuzz target
-	@set -e; for t in $$($(GO) test -list '^Fuzz' ./proxy | grep '^Fuzz'); do \
-	  echo "== $$t"; $(GO) test -run '^$$' -fuzz "^$$t\$$" -fuzztime 30s ./proxy; done
+	@set -e; for p in ./proxy ./proxy/limits; do \
+	  for t in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz'); do \
+	    echo "== $$t"; $(GO) test -run '^$$' -fuzz "^$$t\$$" -fuzztime 30s $$p; done; done
 
 clean: ## remove what was built
 	rm -rf bin

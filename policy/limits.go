@@ -4,9 +4,11 @@ package policy
 type Limits struct {
 	PerContainer ContainerLimits
 	// MaxContainers is how many containers a user may have, and MaxGPUSlots how many
-	// GPUs, or parts of one, a container may be given.
+	// GPUs, or parts of one, a container may be given; MaxGPUs is how many GPUs' worth
+	// these may be together. 0 of the latter two is no GPU.
 	MaxContainers *int
 	MaxGPUSlots   *int
+	MaxGPUs       *float64
 	// Aggregate is for all of the user's containers together; nil where nothing is.
 	Aggregate *Aggregate
 }
@@ -32,6 +34,7 @@ type Aggregate struct {
 	MemoryMax, MemoryHigh *int64
 	// TasksMax is a number of processes and threads.
 	TasksMax *int64
-	// GPUs is how many GPUs' worth a user may hold; parts of one count as such.
+	// GPUs is how many GPUs' worth a user may hold; parts of one count as such, and 0 is
+	// none.
 	GPUs *float64
 }

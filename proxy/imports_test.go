@@ -16,13 +16,15 @@ const module = "github.com/ds01/ds01-proxy/"
 // mayImport says which of our packages each of our packages may import: one way,
 // from cmd to policy.
 var mayImport = map[string][]string{
-	"cmd/ds01-proxy":  {"cgroupstat", "proxy", "proxy/audit", "proxy/binds", "proxy/engine", "proxy/images", "proxy/peercred", "proxy/users", "policy", "units"},
-	"proxy":           {"cgroupstat", "proxy/audit", "proxy/binds", "proxy/engine", "proxy/images", "proxy/peercred", "policy", "units"},
+	"cmd/ds01-proxy":  {"cgroupstat", "proxy", "proxy/audit", "proxy/binds", "proxy/engine", "proxy/images", "proxy/limits", "proxy/peercred", "proxy/quota", "proxy/users", "policy", "units"},
+	"proxy":           {"cgroupstat", "proxy/audit", "proxy/binds", "proxy/engine", "proxy/images", "proxy/peercred", "proxy/quota", "policy", "units"},
+	"proxy/quota":     {"cgroupstat", "policy"},
 	"proxy/audit":     {},
 	"proxy/engine":    {"policy"},
 	"proxy/images":    {"proxy/statefile"},
 	"proxy/binds":     {"proxy/statefile"},
 	"proxy/statefile": {},
+	"proxy/limits":    {"policy"},
 	"proxy/peercred":  {},
 	"proxy/users":     {"policy", "units"},
 	"cgroupstat":      {"policy"},

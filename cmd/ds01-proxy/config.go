@@ -20,6 +20,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/ds01/ds01-proxy/policy"
+	"github.com/ds01/ds01-proxy/proxy/limits"
 	"github.com/ds01/ds01-proxy/proxy/users"
 )
 
@@ -355,8 +356,9 @@ func (c *config) networkRules() policy.NetworkRules {
 	return rules
 }
 
-// rules are the directory's, with the groups of the limits file.
-func (c *config) rules(g *groups) users.Rules {
+// rules are the directory's, with the groups and admins of the limits file.
+func (c *config) rules(l *limits.Store) users.Rules {
+	adminUsers, adminGroups := l.Admins()
 	return users.Rules{
 		Only:        c.only,
 		UIDMin:      uint32(c.Users.UIDMin),
@@ -364,9 +366,9 @@ func (c *config) rules(g *groups) users.Rules {
 		Users:       c.Users.Include,
 		Groups:      c.Users.Groups,
 		Exclude:     c.Users.Exclude,
-		AdminUsers:  append(append([]string(nil), c.Admins.Users...), g.adminUsers...),
-		AdminGroups: append(append([]string(nil), c.Admins.Groups...), g.adminGroups...),
-		GroupOf:     g.of,
+		AdminUsers:  slices.Concat(c.Admins.Users, adminUsers),
+		AdminGroups: slices.Concat(c.Admins.Groups, adminGroups),
+		GroupOf:     l.GroupOf,
 		ModeOf:      c.modeOf,
 		ProfileOf: func(user, group string) *policy.Profile {
 			name, _ := c.profileOf(user, group)

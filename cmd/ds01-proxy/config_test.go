@@ -12,11 +12,23 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/zap"
 	"go.yaml.in/yaml/v3"
 
 	"github.com/ds01/ds01-proxy/policy"
+	"github.com/ds01/ds01-proxy/proxy/limits"
 	"github.com/ds01/ds01-proxy/proxy/users"
 )
+
+// limitsAt opens limits that must be good.
+func limitsAt(t *testing.T, path string) *limits.Store {
+	t.Helper()
+	l, err := limits.Open(path, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
 
 func parse(t *testing.T, text string) *config {
 	t.Helper()
@@ -82,6 +94,7 @@ func TestDefaultConfigShowsOnlyKeysThatExist(t *testing.T) {
 }
 
 func TestConfigValues(t *testing.T) {
+	builtInLimits := limitsAt(t, "/none/limits.yaml")
 	for _, r := range []struct {
 		text string
 		got  func(*config) any
@@ -95,8 +108,8 @@ func TestConfigValues(t *testing.T) {
 		{"state_dir: /s", func(c *config) any { return c.auditPath() }, "/s/audit.jsonl"},
 		{"users: {refresh: 1s}", func(c *config) any { return c.refresh() }, time.Second},
 		{"users: {refresh: 2m}", func(c *config) any { return c.Users.UIDMax }, int64(60000)},
-		{"users: {uid_min: 1, uid_max: 4294967294}", func(c *config) any { return c.rules(&groups{}).UIDMax }, uint32(4294967294)},
-		{"users: {uid_min: 5, uid_max: 5}", func(c *config) any { return c.rules(&groups{}).UIDMin }, uint32(5)},
+		{"users: {uid_min: 1, uid_max: 4294967294}", func(c *config) any { return c.rules(builtInLimits).UIDMax }, uint32(4294967294)},
+		{"users: {uid_min: 5, uid_max: 5}", func(c *config) any { return c.rules(builtInLimits).UIDMin }, uint32(5)},
 		{"admins: {groups: []}", func(c *config) any { return len(c.Admins.Groups) }, 0},
 		{"admins: {groups: [a, b]}", func(c *config) any { return c.Admins.Groups }, []string{"a", "b"}},
 		{"unowned_containers: deny", func(c *config) any { return c.UnownedContainers + " " + c.UnknownRoutes }, "deny allow"},
@@ -313,105 +326,36 @@ func TestParseUser(t *testing.T) {
 	}
 }
 
-func TestGroups(t *testing.T) {
-	const limits = `
-default_group: guest
-defaults: {max_cpus: 32, of_another_tool: {a: [1]}}
-groups:
-  phd:
-    memory: 64g
-    members: [ann, both]
-    aggregate: {memory_max: "96G"}
-  student:
-    members: [both, bob, carl]
-  admin: {}
-  empty:
-  lab:
-access_control: {admin_users: [datasciencelab], admin_group: ds01-admin, other: 1}
-of_another_tool: true
-`
+// The directory's groups and admins are those of the limits file and of the
+// configuration together.
+func TestRulesHaveGroupsOfTheLimitsFile(t *testing.T) {
 	dir := write(t, map[string]string{
-		"limits.yaml":            limits,
-		"groups/student.members": "# the students\ndora\r\n\n  eve  # since March\n#fay\nann\n",
-		"groups/admin.members":   "gus\ncarl\n",
-		"groups/lab.members":     "hal\ndora",
-		"groups/empty.members":   "",
-		"groups/guest.members":   "",
-		"groups/other.members":   "zoe\n",
+		"limits.yaml":        "groups: {phd: {system_group: daemon}, lab: {members: [bob]}}\naccess_control: {admin_users: [datasciencelab], admin_group: ds01-admin}\n",
+		"groups/lab.members": "gus\n",
 	})
-	g, err := readGroups(filepath.Join(dir, "limits.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for user, want := range map[string]string{
-		"ann": "phd", "both": "phd", "bob": "student", "carl": "student", "dora": "student", "eve": "student",
-		"gus": "admin", "hal": "lab",
-		"fay": "guest", "zoe": "guest", "# the students": "guest", "": "guest", "Ann": "guest",
-	} {
-		if got := g.of(user); got != want {
-			t.Errorf("%q is in %q, want %q", user, got, want)
-		}
-	}
-	rules := parse(t, "admins: {users: [ann], groups: [wheel]}").rules(g)
+	rules := parse(t, "admins: {users: [ann], groups: [wheel]}").rules(limitsAt(t, filepath.Join(dir, "limits.yaml")))
 	if want := []string{"ann", "datasciencelab"}; !reflect.DeepEqual(rules.AdminUsers, want) {
 		t.Errorf("admin users %q, want %q", rules.AdminUsers, want)
 	}
 	if want := []string{"wheel", "ds01-admin"}; !reflect.DeepEqual(rules.AdminGroups, want) {
 		t.Errorf("admin groups %q, want %q", rules.AdminGroups, want)
 	}
-	if got := rules.GroupOf("bob"); got != "student" {
-		t.Errorf("the directory puts bob in %q", got)
-	}
-}
-
-// The order of the file decides, not that of the alphabet.
-func TestGroupsFirstInFileOrderWins(t *testing.T) {
-	for _, r := range []struct{ limits, want string }{
-		{"groups: {zoo: {members: [ann]}, ape: {members: [ann]}}", "zoo"},
-		{"groups: {ape: {members: [ann]}, zoo: {members: [ann]}}", "ape"},
-		{"groups: {ape: {}, zoo: {members: [ann]}}", "ape"},
-		{"groups: {zoo: {members: [ann]}, ape: {}}", "zoo"},
-	} {
-		dir := write(t, map[string]string{"limits.yaml": r.limits, "groups/ape.members": "ann\n"})
-		g, err := readGroups(filepath.Join(dir, "limits.yaml"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := g.of("ann"); got != r.want {
-			t.Errorf("%s: ann is in %q, want %q", r.limits, got, r.want)
+	for user, want := range map[string]string{"bob": "lab", "gus": "lab", "dora": "student", "eve": "phd"} {
+		in := func([]string) (bool, error) { return user == "eve", nil }
+		if got, err := rules.GroupOf(user, in); err != nil || got != want {
+			t.Errorf("the directory puts %s in %q, %v; want %q", user, got, err, want)
 		}
 	}
 }
 
-func TestGroupsOfFilesThatAreNotThereOrBroken(t *testing.T) {
-	dir := write(t, map[string]string{"groups/student.members": "ann\n"})
-	for _, path := range []string{filepath.Join(dir, "limits.yaml"), filepath.Join(dir, "none", "limits.yaml")} {
-		g, err := readGroups(path)
-		if err != nil {
-			t.Fatal(err)
+// The system's own groups are asked about users who have an account.
+func TestGroupOfByGroupsOfTheSystem(t *testing.T) {
+	dir := write(t, map[string]string{"limits.yaml": "groups: {lab: {system_group: [no-such-group-of-ds01, daemon]}}"})
+	l := limitsAt(t, filepath.Join(dir, "limits.yaml"))
+	for user, want := range map[string]string{"daemon": "lab", "bin": "student", "no-such-user-of-ds01": "student"} {
+		if got, err := groupOf(l, new(users.NSS), user); err != nil || got != want {
+			t.Errorf("%s is in %q, %v; want %q", user, got, err, want)
 		}
-		if got := g.of("ann"); got != "student" || len(g.adminUsers)+len(g.adminGroups) != 0 {
-			t.Errorf("%s: ann is in %q, admins %q %q", path, got, g.adminUsers, g.adminGroups)
-		}
-	}
-	for _, r := range []struct{ name, text string }{
-		{"syntax", "groups: {"},
-		{"a tab", "groups:\n\tx: {}\n"},
-		{"members are no list", "groups: {phd: {members: {a: b}}}"},
-		{"a group is a text", "groups: {phd: many}"},
-		{"default_group is a list", "default_group: [a]"},
-		{"admin_users is a text", "access_control: {admin_users: ann}"},
-		{"a list", "- a"},
-	} {
-		dir := write(t, map[string]string{"limits.yaml": r.text})
-		path := filepath.Join(dir, "limits.yaml")
-		if g, err := readGroups(path); err == nil || !strings.Contains(err.Error(), path) {
-			t.Errorf("%s: got %+v, %v; want an error that names the file", r.name, g, err)
-		}
-	}
-	dir = write(t, map[string]string{"limits.yaml": "groups: {phd: {}}", "groups/phd.members/x": ""})
-	if g, err := readGroups(filepath.Join(dir, "limits.yaml")); err == nil || !strings.Contains(err.Error(), "phd.members") {
-		t.Errorf("members are a directory: got %+v, %v", g, err)
 	}
 }
 
@@ -433,10 +377,12 @@ func TestCheckConfig(t *testing.T) {
 		"bad.yaml":      "presett: strict\nenforcement: off\n",
 		"unlimits.yaml": "limits_file: DIR/broken.yaml\n",
 		"limits.yaml":   "groups: {phd: {members: [ann]}}\n",
-		"broken.yaml":   "groups: {\n",
+		"broken.yaml":   "groups: {phd: {memory: 3x}}\ndefaults:\n  pids_limit: -1\n",
+		"strange.yaml":  "limits_file: DIR/unknown.yaml\n",
+		"unknown.yaml":  "defaults:\n  memmory: 3g\n",
 	})
 	at := func(name string) string { return filepath.Join(dir, name) }
-	for _, name := range []string{"good.yaml", "unlimits.yaml"} {
+	for _, name := range []string{"good.yaml", "unlimits.yaml", "strange.yaml"} {
 		text, err := os.ReadFile(at(name))
 		if err != nil {
 			t.Fatal(err)
@@ -456,6 +402,12 @@ func TestCheckConfig(t *testing.T) {
 			[]string{at("bad.yaml")}, "",
 			at("bad.yaml") + ": line 1: unknown key presett\n" + at("bad.yaml") + `: line 2: enforcement: "off" is not an enforcement mode: use full, monitoring or disabled`,
 		},
+		{
+			[]string{at("unlimits.yaml")}, "",
+			at("broken.yaml") + `: line 1: groups.phd.memory: "3x" is not a size such as 512m or 32g; null is unlimited` + "\n" +
+				at("broken.yaml") + `: line 3: defaults.pids_limit: "-1" is not a whole number from 1 to 4194304; null is unlimited`,
+		},
+		{[]string{at("strange.yaml")}, "note: " + at("unknown.yaml") + ": line 2: defaults.memmory: is not read\nconfiguration is valid\n", ""},
 		{[]string{at("none.yaml")}, "", "configuration: open " + at("none.yaml") + ": no such file or directory"},
 		{[]string{at("good.yaml"), "--engine", "tcp://x"}, "", `engine: "tcp://x" is not unix:// followed by an absolute path`},
 		{[]string{at("good.yaml"), "--user", "ann:0"}, "", "--user ann:0: not NAME:UID with a name that can be a file's and a uid from 1 to 4294967294"},
@@ -465,9 +417,6 @@ func TestCheckConfig(t *testing.T) {
 		if out != r.out || (err == nil) != (r.err == "") || err != nil && err.Error() != r.err {
 			t.Errorf("%q:\n got %q, %v\nwant %q, %s", r.args, out, err, r.out, r.err)
 		}
-	}
-	if out, err := run(t, "check-config", "--config", at("unlimits.yaml")); err == nil || out != "" || !strings.Contains(err.Error(), at("broken.yaml")) {
-		t.Errorf("a broken limits file: %q, %v", out, err)
 	}
 	for _, name := range []string{"run", "state"} {
 		if _, err := os.Lstat(at(name)); !errors.Is(err, os.ErrNotExist) {

@@ -15,6 +15,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/ds01/ds01-proxy/policy"
+	"github.com/ds01/ds01-proxy/proxy/limits"
 )
 
 //go:embed profiles.yaml
@@ -277,8 +278,8 @@ func (c *config) profileOf(user, group string) (name, key string) {
 	return c.Profile, "profile"
 }
 
-// explain prints what a user may do and where each line comes from.
-func (c *config) explain(out io.Writer, user, group string) error {
+// explain prints what a user may do and take, and where each line comes from.
+func (c *config) explain(out io.Writer, user, group string, l *limits.Store) error {
 	name, key := c.profileOf(user, group)
 	source := c.read[name]
 	where := strings.TrimSuffix(lineOf(&c.root, strings.Split(key, ".")...), ": ")
@@ -322,6 +323,9 @@ func (c *config) explain(out io.Writer, user, group string) error {
 			text = "-"
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\n", key, from, text)
+	}
+	for _, line := range l.Explain(user, group) {
+		fmt.Fprintf(t, "%s\t%s\t%s\n", line.Key, line.From, line.Value)
 	}
 	return t.Flush()
 }

@@ -125,7 +125,7 @@ func TestProfileProblems(t *testing.T) {
 // TestProfilesAreChosen goes from the user over the group to the daemon.
 func TestProfilesAreChosen(t *testing.T) {
 	c := parse(t, "profile: strict\nprofile_groups: {phd: ml-lab, staff: own}\nprofile_users: {ann: open}\nprofiles: {own: {from: confined}}")
-	rules := c.rules(&groups{})
+	rules := c.rules(limitsAt(t, "/none/limits.yaml"))
 	for _, r := range []struct{ user, group, name, key string }{
 		{"ann", "phd", "open", "profile_users.ann"},
 		{"bob", "phd", "ml-lab", "profile_groups.phd"},
@@ -141,7 +141,7 @@ func TestProfilesAreChosen(t *testing.T) {
 			t.Errorf("%s of %s: the rules have %+v", r.user, r.group, p)
 		}
 	}
-	if p := parse(t, "").rules(&groups{}).ProfileOf("bob", "student"); p == nil || p.Name != "confined" {
+	if p := parse(t, "").rules(limitsAt(t, "/none/limits.yaml")).ProfileOf("bob", "student"); p == nil || p.Name != "confined" {
 		t.Errorf("without a word it is %+v", p)
 	}
 }
@@ -236,7 +236,7 @@ func TestExplain(t *testing.T) {
 		who, conf, _ := strings.Cut(input, "\n")
 		user, group, _ := strings.Cut(who, " ")
 		var out bytes.Buffer
-		if err := parse(t, conf).explain(&out, user, group); err != nil {
+		if err := parse(t, conf).explain(&out, user, group, limitsAt(t, "/none/limits.yaml")); err != nil {
 			t.Fatal(err)
 		}
 		if *update {
@@ -251,7 +251,10 @@ func TestExplain(t *testing.T) {
 
 // TestCheckConfigExplains goes by the command, with the group of a limits file.
 func TestCheckConfigExplains(t *testing.T) {
-	dir := write(t, map[string]string{"limits.yaml": "groups: {phd: {members: [ann]}}\n"})
+	dir := write(t, map[string]string{
+		"limits.yaml":         "defaults: {memory: 8g}\ngroups:\n  phd:\n    members: [ann]\n    memory: 16g\n    aggregate: {gpu_limit: 1}\n",
+		"user-overrides.yaml": "ann: {aggregate: {gpu_limit: 1.5}}\n",
+	})
 	conf := "profile_groups: {phd: ml-lab}\nlimits_file: " + filepath.Join(dir, "limits.yaml") + "\n"
 	path := filepath.Join(dir, "c.yaml")
 	if err := os.WriteFile(path, []byte(conf), 0o600); err != nil {
@@ -265,11 +268,20 @@ func TestCheckConfigExplains(t *testing.T) {
 		if err := cmd.Execute(); err != nil {
 			t.Fatal(err)
 		}
-		if err := parse(t, conf).explain(&want, user, group); err != nil {
+		if err := parse(t, conf).explain(&want, user, group, limitsAt(t, filepath.Join(dir, "limits.yaml"))); err != nil {
 			t.Fatal(err)
 		}
 		if out.String() != want.String() || !strings.Contains(out.String(), group) {
 			t.Errorf("%s of %s:\n%s\nwant\n%s", user, group, out.String(), want.String())
+		}
+		lines := map[string][]string{
+			"ann": {"memory group phd: line 5 16g", "aggregate.gpu_limit override: line 1 1.5", "shm_size not set unlimited"},
+			"bob": {"memory defaults: line 1 8g", "aggregate.gpu_limit not set unlimited"},
+		}
+		for _, line := range lines[user] {
+			if !strings.Contains(strings.Join(strings.Fields(out.String()), " "), line) {
+				t.Errorf("%s: no line %q in\n%s", user, line, out.String())
+			}
 		}
 	}
 }

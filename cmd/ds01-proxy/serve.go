@@ -27,6 +27,7 @@ import (
 	"github.com/ds01/ds01-proxy/proxy/binds"
 	"github.com/ds01/ds01-proxy/proxy/engine"
 	"github.com/ds01/ds01-proxy/proxy/images"
+	"github.com/ds01/ds01-proxy/proxy/limits"
 	"github.com/ds01/ds01-proxy/proxy/peercred"
 	"github.com/ds01/ds01-proxy/proxy/users"
 	"github.com/ds01/ds01-proxy/units"
@@ -77,10 +78,11 @@ type daemon struct {
 	metrics   *prometheus.Registry
 	// closers run in reverse when the daemon ends.
 	closers []func() error
-	// lastProblem keeps the same complaint from being logged at every refresh.
-	lastProblem string
-	warned      sync.Once
-	groups      *groups
+	// lastProblem and lastLimits keep the same complaint from being logged at every
+	// refresh.
+	lastProblem, lastLimits string
+	limits                  *limits.Store
+	warned                  sync.Once
 }
 
 // flushEvery is how long an audit record may wait in memory.
@@ -98,6 +100,9 @@ func newDaemon(c *config) (_ *daemon, err error) {
 	}()
 	d.log = zap.New(zapcore.NewCore(encoder, zapcore.Lock(os.Stderr), zapcore.InfoLevel))
 
+	if d.limits, err = limits.Open(c.LimitsFile, d.log.Named("limits")); err != nil {
+		return nil, err
+	}
 	// The directories above may be others' way to their sockets.
 	if err := errors.Join(os.MkdirAll(filepath.Dir(c.StateDir), 0o755), os.MkdirAll(c.StateDir, 0o700)); err != nil {
 		return nil, fmt.Errorf("state directory: %w", err)
@@ -256,18 +261,10 @@ func (d *daemon) noteErr(what string, err error) {
 	}
 }
 
-// refresh reads groups and accounts and opens and closes sockets accordingly.
+// refresh reads limits and accounts and opens and closes sockets accordingly.
 func (d *daemon) refresh() error {
-	g, err := readGroups(d.config.LimitsFile)
-	if err != nil {
-		if d.groups == nil {
-			return err
-		}
-		d.complain("the limits file cannot be used; its last good state holds", err)
-		g = d.groups
-	}
-	d.groups = g
-	if err := d.directory.Refresh(d.config.rules(g)); err != nil {
+	d.reloadLimits()
+	if err := d.directory.Refresh(d.config.rules(d.limits)); err != nil {
 		return err
 	}
 	listed := d.directory.Listed()
@@ -287,6 +284,19 @@ func (d *daemon) refresh() error {
 	return nil
 }
 
+// reloadLimits reads the limits again; where it cannot, it says so once.
+func (d *daemon) reloadLimits() {
+	err := d.limits.Reload()
+	switch {
+	case err == nil && d.lastLimits != "":
+		d.lastLimits = ""
+		d.log.Info("the limits can be used again")
+	case err != nil && err.Error() != d.lastLimits:
+		d.lastLimits = err.Error()
+		d.log.Error("the limits cannot be used; their last good state holds", zap.Error(err))
+	}
+}
+
 // complain logs a problem once until it changes.
 func (d *daemon) complain(what string, err error) {
 	if text := what + err.Error(); text != d.lastProblem {
@@ -295,8 +305,8 @@ func (d *daemon) complain(what string, err error) {
 	}
 }
 
-// keepUsers refreshes at intervals, on SIGHUP, and when an account file or the
-// limits file changes.
+// keepUsers refreshes at intervals, on SIGHUP, and when an account file or the limits
+// change.
 func (d *daemon) keepUsers(ctx context.Context) error {
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
@@ -306,13 +316,19 @@ func (d *daemon) keepUsers(ctx context.Context) error {
 		return fmt.Errorf("watch account files: %w", err)
 	}
 	defer watcher.Close()
-	// Editors and useradd replace files, so the directories are watched.
-	limits := filepath.Dir(d.config.LimitsFile)
-	for _, dir := range []string{"/etc", limits, filepath.Join(limits, "groups")} {
-		if err := watcher.Add(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
-			d.log.Warn("a directory is not watched; its changes are seen at the next refresh", zap.String("directory", dir), zap.Error(err))
-		}
+	// Editors and useradd replace files, so the directory is watched.
+	if err := watcher.Add("/etc"); err != nil {
+		d.log.Warn("a directory is not watched; its changes are seen at the next refresh", zap.String("directory", "/etc"), zap.Error(err))
 	}
+	limited := make(chan struct{}, 1)
+	go func() {
+		d.noteErr("changes of limits are seen at the next refresh", d.limits.Watch(ctx, func() {
+			select {
+			case limited <- struct{}{}:
+			default:
+			}
+		}))
+	}()
 	tick := time.NewTicker(d.config.refresh())
 	defer tick.Stop()
 	// Several changes within a moment are one.
@@ -325,14 +341,14 @@ func (d *daemon) keepUsers(ctx context.Context) error {
 			return nil
 		case e := <-watcher.Events:
 			switch {
-			case e.Name == "/etc/passwd", e.Name == "/etc/group", e.Name == d.config.LimitsFile,
-				filepath.Dir(e.Name) == filepath.Join(limits, "groups"):
+			case e.Name == "/etc/passwd", e.Name == "/etc/group":
 				settle.Reset(200 * time.Millisecond)
 			}
 			continue
 		case err := <-watcher.Errors:
 			d.log.Warn("watching account files", zap.Error(err))
 			continue
+		case <-limited:
 		case <-settle.C:
 		case <-tick.C:
 		case <-hup:

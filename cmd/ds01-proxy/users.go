@@ -8,8 +8,10 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"go.uber.org/zap"
 
 	"github.com/ds01/ds01-proxy/proxy"
+	"github.com/ds01/ds01-proxy/proxy/limits"
 	"github.com/ds01/ds01-proxy/proxy/users"
 )
 
@@ -42,12 +44,12 @@ listed.`,
 			if err != nil {
 				return err
 			}
-			g, err := readGroups(c.LimitsFile)
+			l, err := limits.Open(c.LimitsFile, zap.NewNop())
 			if err != nil {
 				return err
 			}
 			d := users.NewDirectory(new(users.NSS), time.Now)
-			if err := d.Refresh(c.rules(g)); err != nil {
+			if err := d.Refresh(c.rules(l)); err != nil {
 				return err
 			}
 			rows, err := userRows(d, c.RunDir)

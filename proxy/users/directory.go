@@ -44,8 +44,9 @@ type Rules struct {
 	Exclude []string
 	// AdminUsers and AdminGroups name who no rule applies to.
 	AdminUsers, AdminGroups []string
-	// GroupOf returns a user's limits group.
-	GroupOf func(user string) string
+	// GroupOf returns a user's limits group; in reports whether the user belongs to one
+	// of the named groups of the system. Its error is that of in.
+	GroupOf func(user string, in func(groups []string) (bool, error)) (string, error)
 	// ModeOf returns how far the rules are enforced for a user of a group.
 	ModeOf func(user, group string) policy.Mode
 	// ProfileOf returns what a user's containers may ask of the host; nil where that
@@ -79,11 +80,18 @@ type Directory struct {
 	slices   map[uint32]string
 }
 
+// A standing is what the rules make of an account.
+type standing struct {
+	served, admin bool
+	// group is the limits group of who is served.
+	group string
+}
+
 type cached struct {
-	account Account
-	admin   bool
-	err     error
-	until   time.Time
+	account  Account
+	standing standing
+	err      error
+	until    time.Time
 }
 
 // NewDirectory returns a Directory that knows nobody until Refresh.
@@ -113,7 +121,7 @@ func (d *Directory) Refresh(rules Rules) error {
 		}
 	}
 	listed := make(map[uint32]Account)
-	admins := make(map[uint32]bool)
+	standings := make(map[uint32]standing)
 	named := make(map[string]bool)
 	for _, a := range all {
 		if _, twice := listed[a.UID]; twice || named[a.Name] {
@@ -121,14 +129,14 @@ func (d *Directory) Refresh(rules Rules) error {
 			// two uids of one name.
 			continue
 		}
-		ok, admin, err := d.judge(rules, a)
+		as, err := d.judge(rules, a)
 		if err != nil {
 			return err
 		}
-		if ok {
+		if as.served {
 			listed[a.UID] = a
 			named[a.Name] = true
-			admins[a.UID] = admin
+			standings[a.UID] = as
 		}
 	}
 	d.mu.Lock()
@@ -145,31 +153,49 @@ func (d *Directory) Refresh(rules Rules) error {
 	}
 	d.slices = units.Slices(known)
 	for uid, a := range listed {
-		d.subjects[uid] = d.subject(a, admins[uid])
+		d.subjects[uid] = d.subject(a, standings[uid])
 	}
 	return nil
 }
 
-// judge reports whether an account is served, and whether as an admin.
-func (d *Directory) judge(rules Rules, a Account) (served, admin bool, err error) {
+// judge returns what the rules make of an account.
+func (d *Directory) judge(rules Rules, a Account) (as standing, err error) {
 	if slices.Contains(rules.Exclude, a.Name) || a.UID == 0 || a.Name == "" {
-		return false, false, nil
+		return standing{}, nil
 	}
-	served = len(rules.Only) > 0 || slices.Contains(rules.Users, a.Name) ||
+	as.served = len(rules.Only) > 0 || slices.Contains(rules.Users, a.Name) ||
 		a.UID >= rules.UIDMin && a.UID <= rules.UIDMax && canLogIn(a.Shell)
-	if !served {
-		if served, err = d.source.InAnyGroup(a, rules.Groups); err != nil {
-			return false, false, err
+	if !as.served {
+		if as.served, err = d.source.InAnyGroup(a, rules.Groups); err != nil {
+			return standing{}, err
 		}
 	}
-	if !served {
-		return false, false, nil
+	if !as.served {
+		return standing{}, nil
 	}
-	admin = slices.Contains(rules.AdminUsers, a.Name)
-	if !admin && len(rules.Only) == 0 {
-		admin, err = d.source.InAnyGroup(a, rules.AdminGroups)
+	as.admin = slices.Contains(rules.AdminUsers, a.Name)
+	if !as.admin && len(rules.Only) == 0 {
+		if as.admin, err = d.source.InAnyGroup(a, rules.AdminGroups); err != nil {
+			return standing{}, err
+		}
 	}
-	return true, admin, err
+	as.group, err = rules.GroupOf(a.Name, func(groups []string) (bool, error) { return d.member(rules, a, groups) })
+	return as, err
+}
+
+// member reports whether an account belongs to one of the named groups of the system.
+func (d *Directory) member(rules Rules, a Account, groups []string) (bool, error) {
+	if len(rules.Only) > 0 {
+		// Who is named without an account has a gid that may be a stranger's.
+		known, err := d.source.ByName(a.Name)
+		if errors.Is(err, ErrUnknown) || err == nil && known.UID != a.UID {
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+	}
+	return d.source.InAnyGroup(a, groups)
 }
 
 // canLogIn reports whether a shell is one to log in with.
@@ -179,14 +205,13 @@ func canLogIn(shell string) bool {
 }
 
 // subject makes the subject of an account. d.mu is held.
-func (d *Directory) subject(a Account, admin bool) policy.Subject {
-	group := d.rules.GroupOf(a.Name)
+func (d *Directory) subject(a Account, as standing) policy.Subject {
 	s := policy.Subject{
-		User: a.Name, UID: a.UID, GID: a.GID, Home: a.Home, Group: group, Slice: d.slices[a.UID],
-		Admin: admin, Mode: d.rules.ModeOf(a.Name, group),
+		User: a.Name, UID: a.UID, GID: a.GID, Home: a.Home, Group: as.group, Slice: d.slices[a.UID],
+		Admin: as.admin, Mode: d.rules.ModeOf(a.Name, as.group),
 	}
 	if d.rules.ProfileOf != nil {
-		s.Profile = d.rules.ProfileOf(a.Name, group)
+		s.Profile = d.rules.ProfileOf(a.Name, as.group)
 	}
 	return s
 }
@@ -258,7 +283,7 @@ func (d *Directory) ByUID(uid uint32) (policy.Subject, error) {
 		}
 		d.slices[uid] = units.Slice(units.User{Name: c.account.Name, UID: uid}, taken)
 	}
-	s = d.subject(c.account, c.admin)
+	s = d.subject(c.account, c.standing)
 	d.subjects[uid] = s
 	d.byName[s.User] = uid
 	return s, nil
@@ -278,14 +303,14 @@ func (d *Directory) lookUp(rules Rules, uid uint32) cached {
 	if err != nil {
 		return cached{err: err, until: until}
 	}
-	served, admin, err := d.judge(rules, a)
+	as, err := d.judge(rules, a)
 	switch {
 	case err != nil:
 		return cached{err: err, until: until}
-	case !served:
+	case !as.served:
 		return cached{err: fmt.Errorf("user %s (uid %d) is not served here", a.Name, uid), until: until}
 	}
-	return cached{account: a, admin: admin, until: d.now().Add(keepFound)}
+	return cached{account: a, standing: as, until: d.now().Add(keepFound)}
 }
 
 // BySlice returns the name of the known user whose slice this is, or "".

@@ -77,7 +77,7 @@ func withShell(a Account, shell string) Account {
 func rules(change func(*Rules)) Rules {
 	r := Rules{
 		UIDMin: 1000, UIDMax: 2000, AdminGroups: []string{"adm"},
-		GroupOf: func(user string) string { return "g-" + user },
+		GroupOf: func(user string, _ func([]string) (bool, error)) (string, error) { return "g-" + user, nil },
 		ModeOf: func(user, group string) policy.Mode {
 			if user == "watched" && group == "g-watched" {
 				return policy.ModeMonitoring
@@ -374,7 +374,7 @@ func TestRefreshFollowsTheAccounts(t *testing.T) {
 	src.listed = []Account{account("bob", 1002), account("carol", 1003)}
 	if err := d.Refresh(rules(func(r *Rules) {
 		r.AdminUsers = []string{"bob"}
-		r.GroupOf = func(string) string { return "phd" }
+		r.GroupOf = func(string, func([]string) (bool, error)) (string, error) { return "phd", nil }
 	})); err != nil {
 		t.Fatal(err)
 	}
@@ -612,5 +612,65 @@ func TestOneNameIsOneUser(t *testing.T) {
 		if s, err := d.ByName("alice"); err != nil || s.UID != 1001 {
 			t.Fatalf("got %+v, %v", s, err)
 		}
+	}
+}
+
+// Groups of the system are asked about when a user is judged, and not at each look-up.
+func TestLimitsGroupsOfTheSystem(t *testing.T) {
+	byGroups := func(r *Rules) {
+		r.AdminGroups = nil
+		r.GroupOf = func(user string, in func([]string) (bool, error)) (string, error) {
+			if member, err := in([]string{"cs"}); member || err != nil {
+				return "lab", err
+			}
+			return "student", nil
+		}
+	}
+	src := &fakeSource{
+		listed: []Account{account("alice", 1001), account("bob", 1002)}, hidden: []Account{account("remote", 1500)},
+		members: map[string][]string{"cs": {"alice", "remote"}},
+	}
+	d, _ := refreshed(t, src, rules(byGroups))
+	if _, err := d.ByUID(1500); err != nil {
+		t.Fatal(err)
+	}
+	before := src.asked()
+	for uid, want := range map[uint32]string{1001: "lab", 1002: "student", 1500: "lab"} {
+		if s, err := d.ByUID(uid); err != nil || s.Group != want {
+			t.Errorf("uid %d: %+v, %v; want the group %s", uid, s, err, want)
+		}
+	}
+	if src.asked() != before {
+		t.Errorf("%d questions for what is known", src.asked()-before)
+	}
+	src.members["cs"] = []string{"bob"}
+	if err := d.Refresh(rules(byGroups)); err != nil {
+		t.Fatal(err)
+	}
+	for uid, want := range map[uint32]string{1001: "student", 1002: "lab", 1500: "student"} {
+		if s, err := d.ByUID(uid); err != nil || s.Group != want {
+			t.Errorf("after a refresh, uid %d: %+v, %v; want the group %s", uid, s, err, want)
+		}
+	}
+	// Who is named without an account, or with another's uid, is in no group.
+	for _, a := range []Account{account("bob", 1002), account("bob", 64001), account("nobody", 64002)} {
+		src.members["cs"] = []string{"bob", "nobody"}
+		d, _ := refreshed(t, src, rules(func(r *Rules) { byGroups(r); r.Only = []Account{a} }))
+		want := "student"
+		if a.UID == 1002 {
+			want = "lab"
+		}
+		if s, err := d.ByUID(a.UID); err != nil || s.Group != want {
+			t.Errorf("%+v: %+v, %v; want the group %s", a, s, err, want)
+		}
+	}
+	// What cannot be known leaves the directory as it was.
+	src.err = errors.New("the directory server is down")
+	r := rules(func(r *Rules) { byGroups(r); r.Only = []Account{account("bob", 1002)} })
+	if err := d.Refresh(r); !errors.Is(err, src.err) {
+		t.Errorf("a refresh without an answer: %v", err)
+	}
+	if s, err := d.ByUID(1002); err != nil || s.Group != "lab" {
+		t.Errorf("after it: %+v, %v", s, err)
 	}
 }
