@@ -3,6 +3,8 @@ package policy
 import (
 	"fmt"
 	"strings"
+
+	"github.com/docker/docker/api/types/container"
 )
 
 // Accounting says what of a user's memory counts against the limit of all of their
@@ -102,6 +104,9 @@ func (g Gate) Containers(s Standing) Verdict {
 	return allow(rule)
 }
 
+// Restarts reports whether the Engine may start a container with this policy by itself.
+func Restarts(p container.RestartPolicy) bool { return p.Name != "" && p.Name != "no" }
+
 // pidsNear is the share of a user's processes from which they are warned.
 const pidsNear = 0.9
 
@@ -126,12 +131,14 @@ func (g Gate) GPUs(s Standing, asked GPUAsk) Verdict {
 	switch {
 	case !asked.Any():
 		return allow(rule)
-	case asked.All && (slots != nil || total != nil):
+	case asked.All && (slots != nil || total != nil || g.Limits.MaxGPUs != nil):
 		most := "your limits"
 		if slots != nil {
 			most = fmt.Sprintf("%d for one container", *slots)
 		}
 		return refuse(rule, fmt.Sprintf("GPU quota: %s asks for all GPUs, and you may have %s (rule %s). Ask for a number: --gpus 1.", asked.Field, most, rule))
+	case g.Limits.MaxGPUs != nil && float64(asked.Count) > *g.Limits.MaxGPUs:
+		return refuse(rule, fmt.Sprintf("GPU quota: %s asks for %d GPUs, and you may have %g in one container (rule %s).", asked.Field, asked.Count, *g.Limits.MaxGPUs, rule))
 	case slots != nil && asked.Count > *slots:
 		return refuse(rule, fmt.Sprintf("GPU quota: %s asks for %d GPUs, and %d is the most for one container (rule %s).", asked.Field, asked.Count, *slots, rule))
 	case total != nil && s.GPUs+float64(asked.Count) > *total:

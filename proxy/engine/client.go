@@ -17,6 +17,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/ds01/ds01-proxy/policy"
 )
 
 // Errors that callers tell apart.
@@ -165,6 +167,15 @@ type Info struct {
 	DataRoot string `json:"DockerRootDir"`
 	// SecurityOptions has name=userns where the Engine maps users.
 	SecurityOptions []string
+	// NCPU is how many CPUs the Engine sees, and DefaultRuntime what runs containers that
+	// name none.
+	NCPU           int
+	DefaultRuntime string
+}
+
+// Host is what rules about limits must know of the machine.
+func (i Info) Host() policy.Host {
+	return policy.Host{CPUs: i.NCPU, DefaultRuntime: i.DefaultRuntime}
 }
 
 // Remap returns the ids that a container's root has on the host where the Engine maps

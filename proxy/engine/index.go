@@ -36,6 +36,11 @@ type Index struct {
 	Gone  func(containerID string)
 	Known func(exists func(containerID string) bool)
 
+	// Changed, where set before Run, is told of containers that are made, started, ended,
+	// changed or removed, and Listed which there were at a time. They must not wait.
+	Changed func(containerID string)
+	Listed  func(containerIDs []string, at time.Time)
+
 	mu    sync.RWMutex
 	table *table
 	// synced is true while the event stream stands: only then are names and the

@@ -86,7 +86,7 @@ func (x *Index) follow(ctx context.Context) error {
 	// The Engine sends its header before it subscribes, so events in between
 	// would be lost; "since" makes it replay them.
 	q := url.Values{
-		"filters": {`{"type":{"container":true},"event":{"create":true,"rename":true,"destroy":true}}`},
+		"filters": {`{"type":{"container":true},"event":{"create":true,"rename":true,"destroy":true,"start":true,"die":true,"update":true}}`},
 		"since":   {strconv.FormatInt(time.Now().Add(-time.Second).Unix(), 10)},
 	}
 	resp, err := x.client.get(ctx, "/events?"+q.Encode())
@@ -136,6 +136,9 @@ func (x *Index) follow(ctx context.Context) error {
 				x.apply(ctx, e)
 				if e.Action == "destroy" && x.Gone != nil {
 					go x.Gone(e.Actor.ID)
+				}
+				if e.Action != "rename" && x.Changed != nil {
+					x.Changed(e.Actor.ID)
 				}
 			}
 		case <-resync.C:
@@ -203,6 +206,13 @@ func (x *Index) reload(ctx context.Context) (since int64, err error) {
 		}
 	}
 	x.synced = true
+	if x.Listed != nil {
+		ids := make([]string, 0, len(fresh.byID))
+		for id := range fresh.byID {
+			ids = append(ids, id)
+		}
+		go x.Listed(ids, time.Unix(0, since))
+	}
 	if x.Known != nil {
 		// The table that was listed is not changed by this.
 		ids := make(map[string][]string, len(fresh.byID))

@@ -25,6 +25,8 @@ type Container struct {
 	Began time.Time
 	// GPUs are those that it asks for.
 	GPUs policy.GPUAsk
+	// noted is when the book heard of it last.
+	noted time.Time
 	// Step is true for containers that the Engine makes by itself, for a build.
 	Step bool
 }
@@ -108,10 +110,11 @@ func (b *Book) put(c Container) {
 	if was := b.owner[c.ID]; was != nil {
 		delete(was.containers, c.ID)
 	}
+	delete(b.owner, c.ID)
 	if c.User == "" {
-		delete(b.owner, c.ID)
 		return
 	}
+	c.noted = b.now()
 	a := b.account(c.User)
 	a.containers[c.ID] = &c
 	b.owner[c.ID] = a
@@ -131,21 +134,24 @@ func (b *Book) Gone(id string) {
 		delete(a.containers, id)
 		delete(b.owner, id)
 	}
-	delete(b.changed, id)
+	// An answer about it may be on its way.
+	b.changed[id]++
 }
 
-// Keep forgets the containers that are not among those that exist.
-func (b *Book) Keep(exists func(id string) bool) {
+// Keep forgets the containers that are not among those that existed at a time.
+func (b *Book) Keep(existed func(id string) bool, at time.Time) {
 	b.mu.Lock()
-	var gone []string
-	for id := range b.owner {
-		if !exists(id) {
-			gone = append(gone, id)
+	defer b.mu.Unlock()
+	for id, a := range b.owner {
+		if !existed(id) && a.containers[id].noted.Before(at) {
+			delete(a.containers, id)
+			delete(b.owner, id)
 		}
 	}
-	b.mu.Unlock()
-	for _, id := range gone {
-		b.Gone(id)
+	for id := range b.changed {
+		if b.owner[id] == nil {
+			delete(b.changed, id)
+		}
 	}
 }
 

@@ -20,8 +20,8 @@ type Reader interface {
 type Keeper struct {
 	Book   *Book
 	Reader Reader
-	// LimitsOf returns a user's limits.
-	LimitsOf func(user string) *policy.Limits
+	// LimitsOf returns the limits of a user of a group.
+	LimitsOf func(user, group string) policy.Limits
 	// SliceOf is the path of a user's cgroup, and ScopeOf that of one of their
 	// containers.
 	SliceOf func(s *policy.Subject) string
@@ -64,8 +64,8 @@ var ErrNotReady = errors.New("the containers are still being counted; try again 
 
 // Reserve decides about a request. What it promises counts until the Hold is ended.
 func (k *Keeper) Reserve(ctx context.Context, s *policy.Subject, ask Ask) (*Hold, policy.Verdict, error) {
-	limits := k.LimitsOf(s.User)
-	gate := policy.Gate{Limits: limits, Accounting: k.Accounting, CountRunning: k.CountRunning}
+	limits := k.LimitsOf(s.User, s.Group)
+	gate := policy.Gate{Limits: &limits, Accounting: k.Accounting, CountRunning: k.CountRunning}
 	if err := k.wait(ctx); err != nil {
 		return nil, policy.Verdict{}, err
 	}
@@ -75,7 +75,7 @@ func (k *Keeper) Reserve(ctx context.Context, s *policy.Subject, ask Ask) (*Hold
 	b.mu.Unlock()
 	a.deciding.Lock()
 	defer a.deciding.Unlock()
-	usage, unread := k.read(s, limits)
+	usage, unread := k.read(s, &limits)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	standing := b.standing(a, ask.Container, func(id string) int64 { return k.own(s, id) })
@@ -220,7 +220,7 @@ func (h *Hold) change(id string, f func(c *Container)) {
 
 // A Report is what a user has, and may have.
 type Report struct {
-	Limits     *policy.Limits
+	Limits     policy.Limits
 	Standing   policy.Standing
 	Accounting policy.Accounting
 	// Unread is why the use is not known, "" where it is.
@@ -235,7 +235,7 @@ func (k *Keeper) Report(ctx context.Context, s *policy.Subject) (Report, error) 
 	if err := k.wait(ctx); err != nil {
 		return Report{}, err
 	}
-	r := Report{Limits: k.LimitsOf(s.User), Accounting: k.Accounting}
+	r := Report{Limits: k.LimitsOf(s.User, s.Group), Accounting: k.Accounting}
 	usage, err := k.Reader.Read(k.SliceOf(s))
 	if err != nil {
 		r.Unread = err.Error()

@@ -1,0 +1,148 @@
+package quota
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// ErrGone means that a container is no more.
+var ErrGone = errors.New("no such container")
+
+// A Feed keeps a Book true: it asks about containers of which something was heard. All
+// fields must be set.
+type Feed struct {
+	Book *Book
+	// Look asks the Engine about a container. Errors: ErrGone.
+	Look func(ctx context.Context, id string) (Container, error)
+	Log  *zap.Logger
+
+	mu    sync.Mutex
+	dirty map[string]bool
+	busy  int
+	wake  chan struct{}
+	// listed is true once all containers are in dirty or in the book.
+	listed bool
+}
+
+// NewFeed returns a Feed that runs by Run.
+func NewFeed(b *Book, look func(ctx context.Context, id string) (Container, error), log *zap.Logger) *Feed {
+	return &Feed{Book: b, Look: look, Log: log, dirty: make(map[string]bool), wake: make(chan struct{}, 1)}
+}
+
+// Changed says that something happened to a container.
+func (f *Feed) Changed(id string) { f.add(id) }
+
+// Listed says which containers there were at a time.
+func (f *Feed) Listed(ids []string, at time.Time) {
+	exists := make(map[string]bool, len(ids))
+	for _, id := range ids {
+		exists[id] = true
+	}
+	f.Book.Keep(func(id string) bool { return exists[id] }, at)
+	f.add(ids...)
+	f.mu.Lock()
+	f.listed = true
+	f.mu.Unlock()
+	f.settled()
+}
+
+func (f *Feed) add(ids ...string) {
+	f.mu.Lock()
+	for _, id := range ids {
+		f.dirty[id] = true
+	}
+	f.mu.Unlock()
+	f.poke()
+}
+
+func (f *Feed) poke() {
+	select {
+	case f.wake <- struct{}{}:
+	default:
+	}
+}
+
+// lookers is how many containers are asked about at once.
+const lookers = 4
+
+// retryAfter is how long a container waits that could not be asked about.
+const retryAfter = time.Second
+
+// Run asks until ctx ends.
+func (f *Feed) Run(ctx context.Context) {
+	slots := make(chan struct{}, lookers)
+	for {
+		id, ok := f.next()
+		if !ok {
+			f.settled()
+			select {
+			case <-ctx.Done():
+				return
+			case <-f.wake:
+				continue
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case slots <- struct{}{}:
+		}
+		go func() {
+			f.look(ctx, id)
+			<-slots
+			f.mu.Lock()
+			f.busy--
+			f.mu.Unlock()
+			f.poke()
+		}()
+	}
+}
+
+// next takes one that is to be asked about.
+func (f *Feed) next() (string, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for id := range f.dirty {
+		delete(f.dirty, id)
+		f.busy++
+		return id, true
+	}
+	return "", false
+}
+
+// settled lets requests go on once everything was looked at.
+func (f *Feed) settled() {
+	f.mu.Lock()
+	done := f.listed && len(f.dirty) == 0 && f.busy == 0
+	f.mu.Unlock()
+	if done {
+		f.Book.Synced()
+	}
+}
+
+func (f *Feed) look(ctx context.Context, id string) {
+	version := f.Book.Version(id)
+	c, err := f.Look(ctx, id)
+	switch {
+	case errors.Is(err, ErrGone):
+		f.Book.Gone(id)
+	case ctx.Err() != nil:
+	case err != nil:
+		f.Log.Warn("cannot tell what a container holds; asking again", zap.String("container", id), zap.Error(err))
+		time.AfterFunc(retryAfter, func() { f.add(id) })
+	case !f.Book.Set(c, version):
+		// Something is newer than this answer.
+		f.add(id)
+	}
+}
+
+// Idle reports whether nothing is left to be asked.
+func (f *Feed) Idle() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.listed && len(f.dirty) == 0 && f.busy == 0
+}
