@@ -111,3 +111,24 @@ func names(t *testing.T, dir string) []os.DirEntry {
 	must(t, err)
 	return entries
 }
+
+// TestNoSuidNoDev asks about file systems with all mixtures of the two options.
+func TestNoSuidNoDev(t *testing.T) {
+	dir := homes(t)
+	for _, c := range []struct {
+		flags uintptr
+		want  bool
+	}{{0, false}, {unix.MS_NOSUID, false}, {unix.MS_NODEV, false}, {unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, true}} {
+		at := filepath.Join(dir, "alice")
+		must(t, unix.Mount("none", at, "tmpfs", c.flags, "mode=755"))
+		f, _, err := Open(alice, at, false, nil)
+		if err == nil {
+			var safe bool
+			if safe, err = NoSuidNoDev(f); safe != c.want {
+				t.Errorf("with the flags %#x: %t", c.flags, safe)
+			}
+			f.Close()
+		}
+		must(t, err, unix.Unmount(at, 0))
+	}
+}

@@ -10,7 +10,9 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -195,22 +197,37 @@ func makeAll(path string, create func(real string) bool) (int, error) {
 	return place(dir, missing, unix.O_DIRECTORY|unix.O_NOFOLLOW)
 }
 
+// known is what the kernel knows of a file already: its file system, which may not
+// answer, is not asked.
+func known(f *os.File) (*unix.Statx_t, error) {
+	var st unix.Statx_t
+	const want = unix.STATX_TYPE | unix.STATX_INO | unix.STATX_MNT_ID
+	err := unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, want, &st)
+	return &st, err
+}
+
 // identity says which thing a file is a place of.
 func identity(f *os.File) (device, inode uint64, err error) {
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+	st, err := known(f)
+	if err != nil {
 		return 0, 0, err
 	}
-	return st.Dev, st.Ino, nil
+	return unix.Mkdev(st.Dev_major, st.Dev_minor), st.Ino, nil
 }
 
 // NoSuidNoDev reports whether a file is on a file system of the host that honours
 // neither set-user-id programs nor devices.
 func NoSuidNoDev(f *os.File) (bool, error) {
-	var st unix.Statfs_t
-	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil {
+	st, err := known(f)
+	if err != nil {
 		return false, err
 	}
-	const both = unix.ST_NOSUID | unix.ST_NODEV
-	return st.Flags&both == both, nil
+	id, safe := strconv.FormatUint(st.Mnt_id, 10), false
+	err = eachMount(func(fields []string) {
+		if fields[0] == id {
+			options := strings.Split(fields[5], ",")
+			safe = slices.Contains(options, "nosuid") && slices.Contains(options, "nodev")
+		}
+	})
+	return safe, err
 }

@@ -14,6 +14,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/ds01/ds01-proxy/proxy/statefile"
 )
 
@@ -125,12 +127,12 @@ func (s *Stage) Add(f *os.File, b Bind) (path string, err error) {
 
 // mount makes the place and mounts f there.
 func (s *Stage) mount(f *os.File, b *Bind) error {
-	info, err := f.Stat()
+	st, err := known(f)
 	if err != nil {
 		return err
 	}
 	path := s.Path(b.Token)
-	if info.IsDir() {
+	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
 		err = os.Mkdir(path, 0)
 	} else {
 		err = os.WriteFile(path, nil, 0)
@@ -297,24 +299,35 @@ func Inside(real string, roots []string) bool {
 
 // mountsBelow lists the mount points below a directory.
 func mountsBelow(dir string) (map[string]bool, error) {
-	f, err := os.Open("/proc/self/mountinfo")
-	if err != nil {
-		return nil, fmt.Errorf("list of mounts: %w", err)
-	}
-	defer f.Close()
 	// The kernel shows the path without links.
 	if real, err := filepath.EvalSymlinks(dir); err == nil {
 		dir = real
 	}
 	found := make(map[string]bool)
-	lines := bufio.NewScanner(f)
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		if fields := strings.Fields(lines.Text()); len(fields) > 4 && filepath.Dir(fields[4]) == dir {
+	err := eachMount(func(fields []string) {
+		if filepath.Dir(fields[4]) == dir {
 			found[fields[4]] = true
 		}
+	})
+	return found, err
+}
+
+// eachMount calls f with the fields of each line of the list of mounts, as in
+// proc_pid_mountinfo(5): the ID first, the mount point fifth, its options sixth.
+func eachMount(f func(fields []string)) error {
+	list, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return fmt.Errorf("list of mounts: %w", err)
 	}
-	return found, lines.Err()
+	defer list.Close()
+	lines := bufio.NewScanner(list)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		if fields := strings.Fields(lines.Text()); len(fields) > 5 {
+			f(fields)
+		}
+	}
+	return lines.Err()
 }
 
 // save writes the file; s.mu is held.
