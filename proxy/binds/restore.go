@@ -36,6 +36,10 @@ func (s *Stage) Restore() (missing []Bind, err error) {
 			err = errors.Join(err, s.takeAway(path))
 		}
 	}
+	begun, _ := filepath.Glob(filepath.Join(s.dir, "*"+left))
+	for _, path := range begun {
+		err = errors.Join(err, os.RemoveAll(path))
+	}
 	return missing, err
 }
 

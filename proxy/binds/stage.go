@@ -136,6 +136,12 @@ func (s *Stage) mount(f *os.File, b *Bind) error {
 		err = os.Mkdir(path, 0)
 	} else {
 		err = os.WriteFile(path, nil, 0)
+		if errors.Is(err, unix.EISDIR) {
+			// The Engine started a container before this was mounted, and made a directory.
+			if err = s.takeAway(path); err == nil {
+				err = os.WriteFile(path, nil, 0)
+			}
+		}
 	}
 	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("staging place: %w", err)
@@ -227,11 +233,22 @@ func (s *Stage) Drop(token string) error {
 	return s.save()
 }
 
+// left is added to the name of a place that is about to be removed with all in it.
+const left = ".left"
+
 // takeAway unmounts and removes a place.
 func (s *Stage) takeAway(path string) error {
 	err := detach(path)
 	if err == nil {
 		err = os.Remove(path)
+	}
+	if errors.Is(err, unix.ENOTEMPTY) {
+		// The Engine started a container before this was mounted, which wrote to the
+		// directory below. A place that has a mount cannot be renamed: nothing of a user's
+		// own is removed.
+		if err = os.Rename(path, path+left); err == nil {
+			err = os.RemoveAll(path + left)
+		}
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("take a bind away: %w", err)
