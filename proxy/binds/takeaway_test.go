@@ -20,7 +20,7 @@ func TestWhatTheEngineMadeGoes(t *testing.T) {
 	must(t, detach(at), os.MkdirAll(filepath.Join(at, "made", "deep"), 0o755), os.Symlink(home, filepath.Join(at, "link")))
 	must(t, s.Drop(filepath.Base(at)))
 	// A file's place became a directory.
-	file := add(t, s, alice, filepath.Join(home, "file"), Bind{})
+	file := add(t, s, alice, filepath.Join(home, "file"), Bind{Map: &Map{UID: alice.UID, GID: alice.GID}})
 	must(t, detach(file), os.Remove(file), os.MkdirAll(filepath.Join(file, "made"), 0o755))
 	begun := filepath.Join(s.dir, "abc"+left)
 	must(t, os.MkdirAll(filepath.Join(begun, "made"), 0o755))
