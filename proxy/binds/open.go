@@ -69,6 +69,9 @@ func Open(c Caller, path string, write bool, create func(real string) bool) (f *
 // own (FUSE) may never answer, and holds a thread until it does.
 const openTimeout = 10 * time.Second
 
+// errSilent is what is wrong with such a path.
+var errSilent = fmt.Errorf("its file system does not answer within %v", openTimeout)
+
 // OpenSoon is Open for who cannot wait: it gives up on a path that does not answer.
 // ended is called when the thread is free again.
 func OpenSoon(c Caller, path string, write bool, create func(real string) bool, ended func()) (*os.File, string, error) {
@@ -79,8 +82,8 @@ func OpenSoon(c Caller, path string, write bool, create func(real string) bool, 
 	}
 	done := make(chan result, 1)
 	go func() {
-		defer ended()
 		f, real, err := Open(c, path, write, create)
+		ended()
 		done <- result{f, real, err}
 	}()
 	select {
@@ -92,7 +95,7 @@ func OpenSoon(c Caller, path string, write bool, create func(real string) bool, 
 				r.f.Close()
 			}
 		}()
-		return nil, "", &OpenError{Path: path, Err: fmt.Errorf("its file system does not answer within %v", openTimeout)}
+		return nil, "", &OpenError{Path: path, Err: errSilent}
 	}
 }
 

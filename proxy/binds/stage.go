@@ -52,6 +52,8 @@ type Stage struct {
 
 	mu    sync.Mutex
 	binds map[string]*Bind
+	// opening counts the paths that are being opened again, by user.
+	opening map[string]int
 	// blocked are those with nothing in their place, since what they were is not there
 	// any more.
 	blocked map[string]bool
@@ -70,7 +72,7 @@ func OpenStage(dir, file string, now func() time.Time) (*Stage, error) {
 	if err := errors.Join(os.MkdirAll(filepath.Dir(dir), 0o755), os.MkdirAll(dir, 0o700), os.Chmod(dir, 0o700)); err != nil {
 		return nil, fmt.Errorf("staging directory: %w", err)
 	}
-	s := &Stage{dir: dir, file: file, now: now, binds: make(map[string]*Bind), blocked: make(map[string]bool)}
+	s := &Stage{dir: dir, file: file, now: now, binds: make(map[string]*Bind), blocked: make(map[string]bool), opening: make(map[string]int)}
 	text, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return s, nil
