@@ -10,7 +10,9 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -67,6 +69,9 @@ func Open(c Caller, path string, write bool, create func(real string) bool) (f *
 // own (FUSE) may never answer, and holds a thread until it does.
 const openTimeout = 10 * time.Second
 
+// errSilent is what is wrong with such a path.
+var errSilent = fmt.Errorf("its file system does not answer within %v", openTimeout)
+
 // OpenSoon is Open for who cannot wait: it gives up on a path that does not answer.
 // ended is called when the thread is free again.
 func OpenSoon(c Caller, path string, write bool, create func(real string) bool, ended func()) (*os.File, string, error) {
@@ -77,8 +82,8 @@ func OpenSoon(c Caller, path string, write bool, create func(real string) bool, 
 	}
 	done := make(chan result, 1)
 	go func() {
-		defer ended()
 		f, real, err := Open(c, path, write, create)
+		ended()
 		done <- result{f, real, err}
 	}()
 	select {
@@ -90,7 +95,7 @@ func OpenSoon(c Caller, path string, write bool, create func(real string) bool, 
 				r.f.Close()
 			}
 		}()
-		return nil, "", &OpenError{Path: path, Err: fmt.Errorf("its file system does not answer within %v", openTimeout)}
+		return nil, "", &OpenError{Path: path, Err: errSilent}
 	}
 }
 
@@ -195,22 +200,37 @@ func makeAll(path string, create func(real string) bool) (int, error) {
 	return place(dir, missing, unix.O_DIRECTORY|unix.O_NOFOLLOW)
 }
 
+// known is what the kernel knows of a file already: its file system, which may not
+// answer, is not asked.
+func known(f *os.File) (*unix.Statx_t, error) {
+	var st unix.Statx_t
+	const want = unix.STATX_TYPE | unix.STATX_INO | unix.STATX_MNT_ID
+	err := unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, want, &st)
+	return &st, err
+}
+
 // identity says which thing a file is a place of.
 func identity(f *os.File) (device, inode uint64, err error) {
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+	st, err := known(f)
+	if err != nil {
 		return 0, 0, err
 	}
-	return st.Dev, st.Ino, nil
+	return unix.Mkdev(st.Dev_major, st.Dev_minor), st.Ino, nil
 }
 
 // NoSuidNoDev reports whether a file is on a file system of the host that honours
 // neither set-user-id programs nor devices.
 func NoSuidNoDev(f *os.File) (bool, error) {
-	var st unix.Statfs_t
-	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil {
+	st, err := known(f)
+	if err != nil {
 		return false, err
 	}
-	const both = unix.ST_NOSUID | unix.ST_NODEV
-	return st.Flags&both == both, nil
+	id, safe := strconv.FormatUint(st.Mnt_id, 10), false
+	err = eachMount(func(fields []string) {
+		if fields[0] == id {
+			options := strings.Split(fields[5], ",")
+			safe = slices.Contains(options, "nosuid") && slices.Contains(options, "nodev")
+		}
+	})
+	return safe, err
 }

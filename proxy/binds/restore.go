@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,14 +20,15 @@ func (s *Stage) Restore() (missing []Bind, err error) {
 	if err != nil {
 		return nil, err
 	}
+	todo := make(map[string][]Bind)
 	for _, b := range s.All() {
-		if mounted[s.Path(b.Token)] {
-			continue
+		if !mounted[s.Path(b.Token)] {
+			todo[b.User] = append(todo[b.User], b)
 		}
-		if again := s.Again(b); again != nil {
-			missing = append(missing, b)
-			err = errors.Join(err, s.block(b.Token))
-		}
+	}
+	missing = s.againAll(todo)
+	for _, b := range missing {
+		err = errors.Join(err, s.block(b.Token))
 	}
 	for path := range mounted {
 		s.mu.Lock()
@@ -36,13 +38,65 @@ func (s *Stage) Restore() (missing []Bind, err error) {
 			err = errors.Join(err, s.takeAway(path))
 		}
 	}
+	begun, _ := filepath.Glob(filepath.Join(s.dir, "*"+left))
+	for _, path := range begun {
+		err = errors.Join(err, os.RemoveAll(path))
+	}
 	return missing, err
+}
+
+// maxOpening is how many of a user's paths may be opened again at the same time.
+const maxOpening = 8
+
+// againAll mounts users' binds, and returns those that cannot be. A path that does not
+// answer holds up nobody else's, and costs its user one of those that are opened at
+// the same time: with all of them gone the user's others are not tried.
+func (s *Stage) againAll(todo map[string][]Bind) (missing []Bind) {
+	var (
+		mu     sync.Mutex
+		all    sync.WaitGroup
+		queues []chan Bind
+	)
+	for _, list := range todo {
+		queue := make(chan Bind, len(list))
+		for _, b := range list {
+			queue <- b
+		}
+		close(queue)
+		queues = append(queues, queue)
+		for range min(maxOpening, len(list)) {
+			all.Go(func() {
+				for b := range queue {
+					err := s.Again(b)
+					if err == nil {
+						continue
+					}
+					mu.Lock()
+					missing = append(missing, b)
+					mu.Unlock()
+					if errors.Is(err, errSilent) {
+						return
+					}
+				}
+			})
+		}
+	}
+	all.Wait()
+	for _, queue := range queues {
+		for b := range queue {
+			missing = append(missing, b)
+		}
+	}
+	return missing
 }
 
 // Again opens a bind as its user and mounts it, where it is not mounted. It must be
 // what it was, at the place where it was.
 func (s *Stage) Again(b Bind) error {
-	f, real, err := OpenSoon(b.Caller, b.Source, !b.ReadOnly, nil, func() {})
+	if !s.mayOpen(b.User) {
+		return &OpenError{Path: b.Source, Err: errors.New("too many paths of yours are being opened, or do not answer; wait until they do")}
+	}
+	f, real, err := OpenSoon(b.Caller, b.Source, !b.ReadOnly, nil, func() { s.opened(b.User) })
 	if err != nil {
 		return err
 	}
@@ -60,6 +114,26 @@ func (s *Stage) Again(b Bind) error {
 		}
 	}
 	return s.mount(f, &b)
+}
+
+// mayOpen takes one of the paths that a user may have being opened again, and opened
+// gives it back.
+func (s *Stage) mayOpen(user string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.opening[user] >= maxOpening {
+		return false
+	}
+	s.opening[user]++
+	return true
+}
+
+func (s *Stage) opened(user string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.opening[user]--; s.opening[user] == 0 {
+		delete(s.opening, user)
+	}
 }
 
 // block puts an empty directory that nobody can write in the place of a bind: the

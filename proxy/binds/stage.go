@@ -14,6 +14,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/ds01/ds01-proxy/proxy/statefile"
 )
 
@@ -52,6 +54,8 @@ type Stage struct {
 
 	mu    sync.Mutex
 	binds map[string]*Bind
+	// opening counts the paths that are being opened again, by user.
+	opening map[string]int
 	// blocked are those with nothing in their place, since what they were is not there
 	// any more.
 	blocked map[string]bool
@@ -70,7 +74,7 @@ func OpenStage(dir, file string, now func() time.Time) (*Stage, error) {
 	if err := errors.Join(os.MkdirAll(filepath.Dir(dir), 0o755), os.MkdirAll(dir, 0o700), os.Chmod(dir, 0o700)); err != nil {
 		return nil, fmt.Errorf("staging directory: %w", err)
 	}
-	s := &Stage{dir: dir, file: file, now: now, binds: make(map[string]*Bind), blocked: make(map[string]bool)}
+	s := &Stage{dir: dir, file: file, now: now, binds: make(map[string]*Bind), blocked: make(map[string]bool), opening: make(map[string]int)}
 	text, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return s, nil
@@ -127,15 +131,21 @@ func (s *Stage) Add(f *os.File, b Bind) (path string, err error) {
 
 // mount makes the place and mounts f there.
 func (s *Stage) mount(f *os.File, b *Bind) error {
-	info, err := f.Stat()
+	st, err := known(f)
 	if err != nil {
 		return err
 	}
 	path := s.Path(b.Token)
-	if info.IsDir() {
+	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
 		err = os.Mkdir(path, 0)
 	} else {
 		err = os.WriteFile(path, nil, 0)
+		if errors.Is(err, unix.EISDIR) {
+			// The Engine started a container before this was mounted, and made a directory.
+			if err = s.takeAway(path); err == nil {
+				err = os.WriteFile(path, nil, 0)
+			}
+		}
 	}
 	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("staging place: %w", err)
@@ -227,11 +237,22 @@ func (s *Stage) Drop(token string) error {
 	return s.save()
 }
 
+// left is added to the name of a place that is about to be removed with all in it.
+const left = ".left"
+
 // takeAway unmounts and removes a place.
 func (s *Stage) takeAway(path string) error {
 	err := detach(path)
 	if err == nil {
 		err = os.Remove(path)
+	}
+	if errors.Is(err, unix.ENOTEMPTY) {
+		// The Engine started a container before this was mounted, which wrote to the
+		// directory below. A place that has a mount cannot be renamed: nothing of a user's
+		// own is removed.
+		if err = os.Rename(path, path+left); err == nil {
+			err = os.RemoveAll(path + left)
+		}
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("take a bind away: %w", err)
@@ -299,24 +320,35 @@ func Inside(real string, roots []string) bool {
 
 // mountsBelow lists the mount points below a directory.
 func mountsBelow(dir string) (map[string]bool, error) {
-	f, err := os.Open("/proc/self/mountinfo")
-	if err != nil {
-		return nil, fmt.Errorf("list of mounts: %w", err)
-	}
-	defer f.Close()
 	// The kernel shows the path without links.
 	if real, err := filepath.EvalSymlinks(dir); err == nil {
 		dir = real
 	}
 	found := make(map[string]bool)
-	lines := bufio.NewScanner(f)
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		if fields := strings.Fields(lines.Text()); len(fields) > 4 && filepath.Dir(fields[4]) == dir {
+	err := eachMount(func(fields []string) {
+		if filepath.Dir(fields[4]) == dir {
 			found[fields[4]] = true
 		}
+	})
+	return found, err
+}
+
+// eachMount calls f with the fields of each line of the list of mounts, as in
+// proc_pid_mountinfo(5): the ID first, the mount point fifth, its options sixth.
+func eachMount(f func(fields []string)) error {
+	list, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return fmt.Errorf("list of mounts: %w", err)
 	}
-	return found, lines.Err()
+	defer list.Close()
+	lines := bufio.NewScanner(list)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		if fields := strings.Fields(lines.Text()); len(fields) > 5 {
+			f(fields)
+		}
+	}
+	return lines.Err()
 }
 
 // save writes the file; s.mu is held.
