@@ -65,9 +65,10 @@ func ContainerReferences(req *container.CreateRequest) []Reference {
 
 // StampContainer sets what is the proxy's to say on a container that is about
 // to be created: owner and management labels, and the cgroup parent, in the form
-// that the Engine's cgroup driver wants. It is the last thing that touches the
+// that the Engine's cgroup driver wants. Labels of the proxy's that are inherited from
+// the image are made empty. It is the last thing that touches the
 // request.
-func StampContainer(req *container.CreateRequest, s *Subject, cgroupParent string, now time.Time) {
+func StampContainer(req *container.CreateRequest, s *Subject, cgroupParent string, now time.Time, inherited map[string]string) {
 	if req.Config == nil {
 		req.Config = &container.Config{}
 	}
@@ -83,6 +84,11 @@ func StampContainer(req *container.CreateRequest, s *Subject, cgroupParent strin
 	labels[LabelCreatedAt] = now.Format(time.RFC3339)
 	// A label that is absent here is inherited from the image.
 	labels[LabelProtected] = "false"
+	for _, key := range reserved {
+		if _, set := labels[key]; !set && inherited[key] != "" {
+			labels[key] = ""
+		}
+	}
 	req.Config.Labels = labels
 	req.HostConfig.CgroupParent = cgroupParent
 }

@@ -175,6 +175,15 @@ func checkMounts(_ *Profile, req *container.CreateRequest) string {
 			}
 		}
 	}
+	targets := mountTargets(req)
+	if req.Config != nil {
+		targets = append(targets, sortedKeys(req.Volumes)...)
+	}
+	for _, target := range targets {
+		if kernelPath(cleanTarget(target)) {
+			return "a mount at " + target + "; Mount it elsewhere: these paths are the kernel's, and the container has its own there."
+		}
+	}
 	for _, from := range req.HostConfig.VolumesFrom {
 		// The mode holds for the other container's binds too.
 		if _, mode, _ := strings.Cut(from, ":"); mode != "" && mode != "ro" && mode != "rw" {
@@ -197,6 +206,20 @@ func checkMounts(_ *Profile, req *container.CreateRequest) string {
 		}
 	}
 	return ""
+}
+
+// kernelPath reports whether a path of a container is where the runtime puts devices,
+// and what it hides: a mount there would hide it elsewhere. Shared memory and message
+// queues are files like any.
+func kernelPath(target string) bool {
+	for _, free := range []string{"/dev/shm", "/dev/mqueue", "/dev/hugepages"} {
+		if target == free || strings.HasPrefix(target, free+"/") {
+			return false
+		}
+	}
+	return slices.ContainsFunc([]string{"/dev", "/proc", "/sys"}, func(dir string) bool {
+		return target == dir || strings.HasPrefix(target, dir+"/")
+	})
 }
 
 // endpointOptions are those of an endpoint that touch nothing but it.

@@ -2,7 +2,6 @@ package policy
 
 import (
 	"fmt"
-	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -113,7 +112,11 @@ func UnmappedBind(p *Profile, a Account, req *container.CreateRequest, imageDir 
 	if below(dir, b.Target) {
 		return RefuseBind(p, b, cannot+", and the working directory "+dir+" below it would be made as root", "Use -w "+b.Target+".")
 	}
-	for _, target := range mountTargets(req) {
+	targets := mountTargets(req)
+	for _, d := range req.HostConfig.Devices {
+		targets = append(targets, d.PathInContainer)
+	}
+	for _, target := range targets {
 		if below(target, b.Target) {
 			return RefuseBind(p, b, cannot+", and a place for "+target+" below it would be made as root", "Mount "+target+" elsewhere.")
 		}
@@ -134,13 +137,12 @@ func mountTargets(req *container.CreateRequest) []string {
 		if _, rest, ok := strings.Cut(b, ":"); ok {
 			target, _, _ := strings.Cut(rest, ":")
 			list = append(list, target)
+		} else {
+			list = append(list, b)
 		}
 	}
 	for _, m := range req.HostConfig.Mounts {
 		list = append(list, m.Target)
-	}
-	for _, d := range req.HostConfig.Devices {
-		list = append(list, path.Clean(d.PathInContainer))
 	}
 	return append(list, sortedKeys(req.HostConfig.Tmpfs)...)
 }
@@ -151,7 +153,10 @@ func ExecAs(p *Profile, a Account, e *container.ExecOptions, oneself, binds bool
 	uid, _, _ := strings.Cut(e.User, ":")
 	number, err := strconv.ParseUint(uid, 10, 31)
 	switch {
-	case e.User == "" || p.OwnershipOnly:
+	case p.OwnershipOnly:
+	case !PlainUser(p, e.User).Allowed():
+		return PlainUser(p, e.User)
+	case e.User == "":
 	case oneself && !a.is(e.User):
 		return refuse("exec-user", fmt.Sprintf("Permission denied: this container may have no other user than yours (rule exec-user, profile %s). Leave --user out, or use --user %s.", p.Name, a.user()))
 	case binds && !p.BindsAsRoot && (err != nil || number == 0):
@@ -164,4 +169,12 @@ func ExecAs(p *Profile, a Account, e *container.ExecOptions, oneself, binds bool
 // owners are not mapped.
 func CopyUnmapped(p *Profile) Verdict {
 	return refuse("copy-unmapped", fmt.Sprintf("Permission denied: this container has a bind whose file system cannot map owners, and the Engine copies as root (rule copy-unmapped, profile %s). Copy by the bind itself, or with docker exec and tar.", p.Name))
+}
+
+// PlainUser refuses users whose numbers the Engine reads otherwise than they are written.
+func PlainUser(p *Profile, user string) Verdict {
+	if strings.Contains(user, "+") && !p.OwnershipOnly {
+		return refuseByRule(p, "user", "--user "+user+"; Write numbers without a sign.")
+	}
+	return allow("user")
 }

@@ -418,7 +418,7 @@ func TestStampContainerLabels(t *testing.T) {
 	} {
 		before := maps.Clone(r.from)
 		req := &container.CreateRequest{Config: &container.Config{Image: "busybox", Labels: r.from}}
-		StampContainer(req, alice, "ds01-student-alice.slice", noon)
+		StampContainer(req, alice, "ds01-student-alice.slice", noon, nil)
 		want := maps.Clone(r.want)
 		maps.Copy(want, map[string]string{
 			"ds01.user": "alice", "ds01.managed": "true", "ds01.created_at": "2026-01-31T12:00:00+02:00",
@@ -451,7 +451,7 @@ func TestStampContainerParent(t *testing.T) {
 		{"another's slice", &container.CreateRequest{HostConfig: &container.HostConfig{Resources: container.Resources{CgroupParent: "ds01-student-bob.slice"}}}},
 		{"the root", &container.CreateRequest{HostConfig: &container.HostConfig{Resources: container.Resources{CgroupParent: "/"}}}},
 	} {
-		StampContainer(r.req, alice, "ds01-student-alice.slice", noon)
+		StampContainer(r.req, alice, "ds01-student-alice.slice", noon, nil)
 		if r.req.HostConfig == nil || r.req.HostConfig.CgroupParent != "ds01-student-alice.slice" {
 			t.Errorf("%s: host config %+v", r.name, r.req.HostConfig)
 		}
@@ -487,7 +487,7 @@ func TestContainerType(t *testing.T) {
 			t.Errorf("%v: %q, want %q", r.labels, got, r.want)
 		}
 		req := &container.CreateRequest{Config: &container.Config{Labels: r.labels}}
-		StampContainer(req, alice, "", noon)
+		StampContainer(req, alice, "", noon, nil)
 		if got := req.Config.Labels["ds01.container_type"]; got != r.want {
 			t.Errorf("%v: stamped %q, want %q", r.labels, got, r.want)
 		}

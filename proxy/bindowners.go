@@ -36,6 +36,9 @@ func (b *binder) user() string {
 // runsAs decides about whom the container runs as, whatever its image calls them.
 func (b *binder) runsAs() (policy.Verdict, error) {
 	user, p := b.user(), b.x.profile()
+	if strings.Contains(user, "+") {
+		return policy.Verdict{}, badRequest("the image runs as the user %q: name another with --user", user)
+	}
 	if p.BindsAsRoot || policy.IsRoot(user) {
 		return policy.BindsAs(p, b.x.subject, 0), nil
 	}

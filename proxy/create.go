@@ -66,6 +66,9 @@ func createContainer(x *exchange) (policy.Verdict, error) {
 	if v := policy.HostVerdict(x.profile(), &req); !v.Allowed() {
 		return v, nil
 	}
+	if v := policy.PlainUser(x.profile(), req.User); !v.Allowed() {
+		return v, nil
+	}
 	for _, step := range []func(*container.CreateRequest) (policy.Verdict, error){x.createImages, x.createNetworks, x.createVolumes, x.createBinds} {
 		v, err := step(&req)
 		if err != nil || !v.Allowed() {
@@ -127,7 +130,7 @@ func (x *exchange) stampRequest(req *container.CreateRequest) error {
 		return err
 	}
 	parent := units.CgroupParent(st.CgroupDriver, x.subject.Group, x.subject.Slice)
-	policy.StampContainer(req, x.subject, parent, x.srv.Now())
+	policy.StampContainer(req, x.subject, parent, x.srv.Now(), x.runs.Labels)
 	return nil
 }
 

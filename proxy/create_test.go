@@ -95,7 +95,7 @@ func compareCreate(want *container.CreateRequest, body string) error {
 		want.HostConfig = &container.HostConfig{}
 	}
 	policy.LabelVolumes(want, alice, declaredBy(want), inheritedBy(want))
-	policy.StampContainer(want, alice, got.Host.CgroupParent, testTime)
+	policy.StampContainer(want, alice, got.Host.CgroupParent, testTime, nil)
 	want.Labels[policy.LabelCreatedAt] = got.Config.Labels[policy.LabelCreatedAt]
 	ours, err := json.Marshal(container.CreateRequest{Config: got.Config, HostConfig: got.Host, NetworkingConfig: got.Networking})
 	if err != nil {

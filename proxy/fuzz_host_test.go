@@ -105,7 +105,7 @@ func admitted(p *policy.Profile, body []byte) (forwarded []byte, ok bool) {
 	}
 	policy.LabelVolumes(&req, alice, declaredBy(&req), inheritedBy(&req))
 	policy.Harden(p, &req)
-	policy.StampContainer(&req, alice, "/slice", testTime)
+	policy.StampContainer(&req, alice, "/slice", testTime, nil)
 	if err := x.encode(&req); err != nil {
 		return nil, false
 	}

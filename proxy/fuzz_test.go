@@ -208,7 +208,7 @@ func FuzzCreate(f *testing.F) {
 			req.HostConfig = &container.HostConfig{}
 		}
 		policy.LabelVolumes(&req, alice, declaredBy(&req), inheritedBy(&req))
-		policy.StampContainer(&req, alice, "/ds01.slice/ds01-student.slice/ds01-student-alice.slice", testTime)
+		policy.StampContainer(&req, alice, "/ds01.slice/ds01-student.slice/ds01-student-alice.slice", testTime, nil)
 		if err := x.encode(&req); err != nil {
 			return
 		}

@@ -90,6 +90,16 @@ func readContainer(x *exchange) (policy.Verdict, error) {
 	return v, err
 }
 
+// topContainer lets ps be asked for what it says of processes, and not how to say it: the
+// Engine picks the container's out of what ps prints.
+func topContainer(x *exchange) (policy.Verdict, error) {
+	x.one("ps_args")
+	if v := policy.TopArguments(x.profile(), x.query.Get("ps_args")); !v.Allowed() {
+		return v, nil
+	}
+	return readContainer(x)
+}
+
 func changeContainer(x *exchange) (policy.Verdict, error) {
 	_, v, err := x.pathContainer(policy.Change)
 	return v, err

@@ -121,8 +121,8 @@ func (b *binder) root(path string) (string, bool) {
 			return "", false
 		}
 	}
-	real, err := filepath.EvalSymlinks(path)
-	if err != nil {
+	real := b.x.srv.roots.real(path)
+	if real == "" {
 		return "", false
 	}
 	if home {
@@ -266,7 +266,7 @@ func verb(readOnly bool) string {
 func (x *exchange) giveBinds(id string) {
 	if tokens := x.tokens(); len(tokens) > 0 {
 		x.given = true
-		x.logged("remember a container's binds", x.srv.Stage.Use(id, tokens))
+		x.logged("remember a container's binds", x.srv.Stage.Use(id, x.subject.User, tokens))
 	}
 }
 

@@ -30,11 +30,15 @@ func pruneImages(x *exchange) (policy.Verdict, error) {
 	if x.subject.Mode != policy.ModeFull {
 		return verdict, nil
 	}
-	if err := p.run(); err != nil {
-		return policy.Verdict{}, err
-	}
+	err = p.run()
 	if p.open.Outcome == policy.FailOpen {
+		// Whatever came of the rest, it was let through.
 		verdict = p.open
+		x.verdict = verdict
+		x.decided()
+	}
+	if err != nil {
+		return verdict, err
 	}
 	x.local, err = json.Marshal(map[string]any{"ImagesDeleted": p.done, "SpaceReclaimed": p.space})
 	return verdict, err

@@ -147,8 +147,8 @@ type Peers interface {
 type Stage interface {
 	// Add stages a file and returns where.
 	Add(f *os.File, b binds.Bind) (path string, err error)
-	// Use says that a container uses staged binds.
-	Use(containerID string, tokens []string) error
+	// Use says that a container of an owner's uses staged binds.
+	Use(containerID, owner string, tokens []string) error
 	Drop(token string) error
 }
 

@@ -56,7 +56,7 @@ func table() []route {
 		{method: post, path: "/containers/create", guard: createContainer, answer: answerCreated, conflict: conflictOfNames, body: bodyJSON, stamp: stampContainer},
 		{method: post, path: "/containers/prune", guard: filterOwn},
 		{method: get, path: "/containers/{ref:.*}/json", guard: readContainer, answer: answerContainer},
-		{method: get, path: "/containers/{ref:.*}/top", guard: readContainer},
+		{method: get, path: "/containers/{ref:.*}/top", guard: topContainer},
 		{method: get, path: "/containers/{ref:.*}/logs", guard: readContainer},
 		{method: get, path: "/containers/{ref:.*}/stats", guard: readContainer},
 		{method: get, path: "/containers/{ref:.*}/changes", guard: readContainer},

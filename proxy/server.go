@@ -25,6 +25,7 @@ type Server struct {
 	hangups    *hangups
 	volumes    volumeLocks
 	stagedPath *regexp.Regexp
+	roots      roots
 	// conns counts connections by user, open the descriptors of all, buffered the
 	// bytes of bodies by user.
 	conns, open, buffered *tally

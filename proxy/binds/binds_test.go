@@ -189,7 +189,7 @@ func TestASwappedLinkChangesNothing(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(at, "mine")); err != nil {
 		t.Errorf("what is staged is not what was opened: %v", err)
 	}
-	must(t, s.Use("c1", []string{filepath.Base(at)}))
+	must(t, s.Use("c1", "", []string{filepath.Base(at)}))
 	// After a reboot it leads elsewhere: it stays away.
 	must(t, detach(at))
 	again, err := OpenStage(s.dir, s.file, time.Now)
@@ -218,8 +218,10 @@ func TestBindsGoWithTheirContainers(t *testing.T) {
 	dir := homes(t)
 	s := stage(t, dir)
 	home := filepath.Join(dir, "alice")
-	one, two := add(t, s, alice, home, Bind{}), add(t, s, alice, home, Bind{})
-	must(t, s.Use("c1", []string{filepath.Base(one), filepath.Base(two)}), s.Use("c2", []string{filepath.Base(two)}))
+	one, two := add(t, s, alice, home, Bind{User: "alice"}), add(t, s, alice, home, Bind{User: "alice"})
+	// Whoever says that they use somebody else's binds keeps none.
+	must(t, s.Use("bobs", "bob", []string{filepath.Base(one), filepath.Base(two)}))
+	must(t, s.Use("c1", "alice", []string{filepath.Base(one), filepath.Base(two)}), s.Use("c2", "alice", []string{filepath.Base(two)}))
 	there := func(want ...bool) {
 		t.Helper()
 		for i, at := range []string{one, two} {

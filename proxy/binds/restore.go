@@ -155,6 +155,10 @@ func (s *Stage) block(token string) error {
 // Ready makes sure that a bind is mounted: a container that is about to start must not
 // get the empty place.
 func (s *Stage) Ready(b Bind) error {
+	// Of two starts that need one bind, the second finds it there.
+	lock := &s.readying[b.Inode%uint64(len(s.readying))]
+	lock.Lock()
+	defer lock.Unlock()
 	s.mu.Lock()
 	blocked := s.blocked[b.Token]
 	s.mu.Unlock()

@@ -52,6 +52,9 @@ type Stage struct {
 	now       func() time.Time
 	maps      namespaces
 
+	// readying are held by the binds that are made ready, by inode.
+	readying [64]sync.Mutex
+
 	mu    sync.Mutex
 	binds map[string]*Bind
 	// opening counts the paths that are being opened again, by user.
@@ -156,13 +159,13 @@ func (s *Stage) mount(f *os.File, b *Bind) error {
 	return s.maps.use(*b.Map, func(ns *os.File) error { return attach(f, path, b.ReadOnly, ns) })
 }
 
-// Use says that a container uses staged binds.
-func (s *Stage) Use(container string, tokens []string) error {
+// Use says that a container of an owner's uses staged binds; others' are left out.
+func (s *Stage) Use(container, owner string, tokens []string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	changed := false
 	for _, token := range tokens {
-		if b := s.binds[token]; b != nil && !slices.Contains(b.Containers, container) {
+		if b := s.binds[token]; b != nil && b.User == owner && !slices.Contains(b.Containers, container) {
 			b.Containers = append(slices.Clone(b.Containers), container)
 			b.Since = s.now().UTC()
 			changed = true

@@ -29,8 +29,9 @@ type Index struct {
 	// parent is, or "". Containers that the Engine makes by itself, for the steps of
 	// a classic build, have no owner label and tell their user by that alone.
 	UserOfParent func(cgroupParent string) string
-	// Uses, where set before Run, is told which staged binds a container uses.
-	Uses func(containerID string, tokens []string)
+	// Uses, where set before Run, is told which staged binds a container of an owner's
+	// says that it uses.
+	Uses func(containerID, owner string, tokens []string)
 	// Gone, where set before Run, is told of containers that are removed, and Known of
 	// whether one is there whenever all are listed.
 	Gone  func(containerID string)

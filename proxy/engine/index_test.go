@@ -588,7 +588,7 @@ func TestIndexSubscribesToWhatItReads(t *testing.T) {
 		if err := json.Unmarshal([]byte(q.Get("filters")), &filters); err != nil {
 			t.Fatal(err)
 		}
-		if got := fmt.Sprint(filters); got != "map[event:map[create:true destroy:true rename:true] type:map[container:true]]" {
+		if got := fmt.Sprint(filters); got != "map[event:map[create:true destroy:true die:true rename:true start:true update:true] type:map[container:true]]" {
 			t.Errorf("filters are %s", got)
 		}
 		since, err := strconv.ParseInt(q.Get("since"), 10, 64)

@@ -237,6 +237,9 @@ type ImageConfig struct {
 	Volumes []string
 	// WorkingDir is where they start, "" for /.
 	WorkingDir string
+	// Labels are what its containers inherit, Env their environment.
+	Labels map[string]string
+	Env    []string
 }
 
 // ImageConfig asks for what an image says of its containers.
@@ -251,13 +254,15 @@ func (r *Resources) ImageConfig(ctx context.Context, image string) (ImageConfig,
 			User       string
 			Volumes    map[string]struct{}
 			WorkingDir string
+			Labels     map[string]string
+			Env        []string
 		}
 	}
 	err := r.client.getJSON(ctx, "/images/"+url.PathEscape(image)+"/json", &one)
 	if err != nil {
 		return ImageConfig{}, fmt.Errorf("look up image %q: %w", image, err)
 	}
-	return ImageConfig{one.ID, one.Config.User, slices.Sorted(maps.Keys(one.Config.Volumes)), one.Config.WorkingDir}, nil
+	return ImageConfig{one.ID, one.Config.User, slices.Sorted(maps.Keys(one.Config.Volumes)), one.Config.WorkingDir, one.Config.Labels, one.Config.Env}, nil
 }
 
 // States counts a user's containers by state: running, exited, paused and so on.

@@ -215,14 +215,14 @@ func (x *Index) reload(ctx context.Context) (since int64, err error) {
 	}
 	if x.Known != nil {
 		// The table that was listed is not changed by this.
-		ids := make(map[string][]string, len(fresh.byID))
+		ids := make(map[string]*entry, len(fresh.byID))
 		for id, e := range fresh.byID {
-			ids[id] = e.binds
+			ids[id] = &entry{owner: e.owner, binds: e.binds}
 		}
 		go func() {
-			for id, tokens := range ids {
-				if len(tokens) > 0 && x.Uses != nil {
-					x.Uses(id, tokens)
+			for id, e := range ids {
+				if len(e.binds) > 0 && x.Uses != nil {
+					x.Uses(id, e.owner, e.binds)
 				}
 			}
 			x.Known(func(id string) bool {
@@ -276,7 +276,7 @@ func (x *Index) apply(ctx context.Context, ev event) {
 	switch ev.Action {
 	case "create":
 		if len(made.binds) > 0 && x.Uses != nil {
-			go x.Uses(made.id, made.binds)
+			go x.Uses(made.id, made.owner, made.binds)
 		}
 		if e == nil {
 			x.table.add(made)
