@@ -16,6 +16,8 @@ type GPUAsk struct {
 	All     bool
 	Count   int
 	Devices []string
+	// ByEnv is true where nothing but the environment asks, the request's or the image's.
+	ByEnv bool
 }
 
 // Any reports whether GPUs are asked for.
@@ -70,16 +72,38 @@ func AskedGPUs(req *container.CreateRequest, imageEnv []string, host Host) GPUAs
 			}
 		}
 	}
-	if nvidia(hc.Runtime, host) {
+	if Nvidia(hc.Runtime, host) && !ask.Any() {
+		// What asks otherwise has its own say about the variable; see GrantGPUs.
 		if value, where, ok := visible(req, imageEnv); ok && !slices.Contains([]string{"", "void", "none"}, value) {
 			name(where, strings.Split(value, ",")...)
+			ask.ByEnv = ask.Any()
 		}
 	}
 	return ask
 }
 
-// nvidia reports whether nvidia's runtime runs a container.
-func nvidia(runtime string, host Host) bool {
+// MayHaveGPUs reports whether a user may have any.
+func MayHaveGPUs(p *Profile, l *Limits) bool {
+	none := l.MaxGPUs != nil && *l.MaxGPUs == 0 || l.MaxGPUSlots != nil && *l.MaxGPUSlots == 0 ||
+		l.Aggregate != nil && l.Aggregate.GPUs != nil && *l.Aggregate.GPUs == 0
+	return (p.GPUs || p.OwnershipOnly) && !none
+}
+
+// GrantGPUs leaves a container the GPUs that it asks for by device requests, by device
+// nodes or, where its user may have GPUs, by its environment, and keeps nvidia's runtime
+// from giving it more: images say all, whoever runs them.
+func GrantGPUs(req *container.CreateRequest, asked GPUAsk, may bool, host Host) GPUAsk {
+	if asked.ByEnv && !may {
+		asked = GPUAsk{}
+	}
+	if Nvidia(req.HostConfig.Runtime, host) && len(req.HostConfig.DeviceRequests) == 0 && !asked.ByEnv {
+		hideGPUs(req)
+	}
+	return asked
+}
+
+// Nvidia reports whether nvidia's runtime runs a container.
+func Nvidia(runtime string, host Host) bool {
 	if runtime == "" {
 		runtime = host.DefaultRuntime
 	}
@@ -104,9 +128,8 @@ func visible(req *container.CreateRequest, imageEnv []string) (value, where stri
 	return value, where, ok
 }
 
-// HideGPUs keeps nvidia's runtime from giving a container devices that it did not ask
-// for: images say all, whoever runs them.
-func HideGPUs(req *container.CreateRequest) {
+// hideGPUs keeps nvidia's runtime from giving a container any device.
+func hideGPUs(req *container.CreateRequest) {
 	req.Env = slices.DeleteFunc(slices.Clone(req.Env), func(e string) bool {
 		key, _, _ := strings.Cut(e, "=")
 		return key == visibleDevices

@@ -122,6 +122,7 @@ func TestExecAs(t *testing.T) {
 		{"whoever it runs as", strict, "", true, true, true},
 		{"herself", strict, "1001:100", true, true, true},
 		{"root of herself", free, "0", true, false, false},
+		{"a number with a sign", free, "+0", false, false, false},
 		{"her uid, with the image's groups", free, "1001", true, false, false},
 		{"root beside binds", strict, "0", false, true, false},
 		{"root by zeros", strict, "000:5", false, true, false},

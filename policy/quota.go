@@ -87,6 +87,15 @@ func (g Gate) Memory(s Standing, requested int64) Verdict {
 	}, "\n"))
 }
 
+// Unpause decides whether a container may go on, whose memory the user has already.
+func (g Gate) Unpause(s Standing) Verdict {
+	const rule = "memory-quota"
+	if a := g.Limits.Aggregate; a != nil && a.MemoryMax != nil && s.Used > *a.MemoryMax {
+		return refuse(rule, fmt.Sprintf("Memory quota exceeded (rule %s): you use %s, and your limit is %s. Stop what you do not need with docker stop <container> first.", rule, Bytes(s.Used), Bytes(*a.MemoryMax)))
+	}
+	return allow(rule)
+}
+
 // Containers decides whether a user may have one more container.
 func (g Gate) Containers(s Standing) Verdict {
 	const rule = "container-quota"
@@ -157,4 +166,12 @@ func UnreadableUsage(err error, sw Switch) Verdict {
 		return failOpen("cgroup-unreadable", err.Error())
 	}
 	return refuse("cgroup-unreadable", fmt.Sprintf("Permission denied: what you use of this machine cannot be read, so nothing can be promised (rule cgroup-unreadable). Tell the admin: %v.", err))
+}
+
+// UnlimitedSlice decides where a user's slice cannot be given its limits.
+func UnlimitedSlice(err error, sw Switch) Verdict {
+	if sw == SwitchAllow {
+		return failOpen("slice-limits", err.Error())
+	}
+	return refuse("slice-limits", fmt.Sprintf("Permission denied: your part of this machine cannot be given its limits (rule slice-limits). Tell the admin: %v.", err))
 }

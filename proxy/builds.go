@@ -137,6 +137,13 @@ func (x *exchange) classicBuild() (policy.Verdict, error) {
 	if err != nil {
 		return policy.Verdict{}, err
 	}
+	gate, err := x.buildGate()
+	if err != nil || !gate.Allowed() {
+		return gate, err
+	}
+	if gate.Outcome == policy.FailOpen {
+		verdict = gate
+	}
 	x.setQuery("labels", string(text))
 	x.setQuery("cgroupparent", units.CgroupParent(st.CgroupDriver, x.subject.Group, x.subject.Slice))
 	if verdict.Outcome == policy.Allow {

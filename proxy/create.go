@@ -69,7 +69,7 @@ func createContainer(x *exchange) (policy.Verdict, error) {
 	if v := policy.PlainUser(x.profile(), req.User); !v.Allowed() {
 		return v, nil
 	}
-	for _, step := range []func(*container.CreateRequest) (policy.Verdict, error){x.createImages, x.createNetworks, x.createVolumes, x.createBinds} {
+	for _, step := range []func(*container.CreateRequest) (policy.Verdict, error){x.createImages, x.createGate, x.createNetworks, x.createVolumes, x.createBinds} {
 		v, err := step(&req)
 		if err != nil || !v.Allowed() {
 			return v, err
@@ -154,6 +154,8 @@ func answerCreated(x *exchange, _ *upstream, resp *http.Response) error {
 	}
 	x.rec.Objects = append(x.rec.Objects, created.ID)
 	x.giveBinds(created.ID)
+	x.holding.ID = created.ID
+	x.hold.Made(x.holding)
 	x.srv.Ledger.AddContainer(engine.Container{
 		ID:     created.ID,
 		Names:  []string{x.query.Get("name")},

@@ -11,6 +11,7 @@ import (
 	"github.com/ds01/ds01-proxy/policy"
 	"github.com/ds01/ds01-proxy/proxy/audit"
 	"github.com/ds01/ds01-proxy/proxy/engine"
+	"github.com/ds01/ds01-proxy/proxy/quota"
 )
 
 // An exchange is one request and its answer.
@@ -68,6 +69,11 @@ type exchange struct {
 	staged []string
 	from   []string
 	given  bool
+	// hold is what was promised to the request of what its user may have, holding what the
+	// container that it makes holds, and changed says what one holds that it changed.
+	hold    *quota.Hold
+	holding quota.Container
+	changed func()
 	// oneself is true where the container must be its user and nobody else.
 	oneself bool
 	// inherited are the binds of those.
@@ -112,13 +118,13 @@ func (x *exchange) serve() error {
 		x.refuse(policy.Verdict{Rule: "identify", Reason: "Permission denied: " + err.Error()})
 		return nil
 	}
-	if x.subject.Admin || x.subject.Mode == policy.ModeDisabled {
+	if (x.subject.Admin || x.subject.Mode == policy.ModeDisabled) && !isOwn(x.r) {
 		x.verdict = policy.Verdict{Outcome: policy.Allow, Rule: "relay"}
 		x.decided()
 		return x.relay()
 	}
 	err = x.check()
-	if x.subject.Mode == policy.ModeMonitoring {
+	if x.subject.Mode == policy.ModeMonitoring && !isOwn(x.r) {
 		return x.monitor(err)
 	}
 	if err != nil {

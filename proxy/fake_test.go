@@ -16,12 +16,14 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/ds01/ds01-proxy/cgroupstat"
 	"github.com/ds01/ds01-proxy/policy"
 	"github.com/ds01/ds01-proxy/proxy/audit"
 	"github.com/ds01/ds01-proxy/proxy/binds"
 	"github.com/ds01/ds01-proxy/proxy/engine"
 	"github.com/ds01/ds01-proxy/proxy/images"
 	"github.com/ds01/ds01-proxy/proxy/peercred"
+	"github.com/ds01/ds01-proxy/proxy/quota"
 )
 
 // IDs of the containers that the fake Engine has, and of their execs.
@@ -294,8 +296,50 @@ type bed struct {
 	index   *engine.Index
 	records *records
 	peers   *peers
+	quota   *quotas
 	dir     string
 }
+
+// quotas keep the book of a bed, with limits that a test sets.
+type quotas struct {
+	*quota.Keeper
+	mu     sync.Mutex
+	limits policy.Limits
+	used   cgroupstat.Usage
+}
+
+func newQuotas() *quotas {
+	q := &quotas{}
+	book := quota.NewBook(time.Now)
+	for _, c := range fakeContainers() {
+		labels, _ := c["Labels"].(map[string]string)
+		id, _ := c["Id"].(string)
+		book.Set(quota.Container{ID: id, User: labels["ds01.user"], Running: true}, 0)
+	}
+	book.Synced()
+	q.Keeper = &quota.Keeper{
+		Book: book, Reader: q, LimitsOf: q.Of, Now: time.Now, OnError: policy.SwitchAllow,
+		SliceOf: func(s *policy.Subject) string { return "/" + s.Slice }, ScopeOf: func(s *policy.Subject, id string) string { return "/" + s.Slice + "/" + id },
+	}
+	return q
+}
+
+func (q *quotas) Of(string, string) policy.Limits {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.limits
+}
+
+func (q *quotas) Read(path string) (cgroupstat.Usage, error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if strings.Count(path, "/") > 1 {
+		return cgroupstat.Usage{}, nil
+	}
+	return q.used, nil
+}
+
+func (q *quotas) Ensure(context.Context, *policy.Subject, *policy.Aggregate) error { return nil }
 
 // bedOption changes a bed's options before it starts.
 type bedOption func(*Options)
@@ -312,7 +356,7 @@ func newBed(t *testing.T, options ...bedOption) *bed {
 
 func newBedOn(t *testing.T, fake *fakeEngine, options ...bedOption) *bed {
 	t.Helper()
-	b := &bed{engine: fake, records: &records{}, peers: &peers{peer: peercred.Peer{UID: 1001, PID: 7}}, dir: t.TempDir()}
+	b := &bed{engine: fake, records: &records{}, peers: &peers{peer: peercred.Peer{UID: 1001, PID: 7}}, quota: newQuotas(), dir: t.TempDir()}
 	b.index = engine.NewIndex(engine.NewClient(b.engine.socket), zap.NewNop())
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -334,6 +378,7 @@ func newBedOn(t *testing.T, fake *fakeEngine, options ...bedOption) *bed {
 		Images: store, Registry: store, Tags: register, Writings: register, Forgetter: register, ImageMode: policy.ImagesShared,
 		Stage: stage, Staged: stage, Remounter: stage, Users: engine.NewPasswd(engine.NewClient(b.engine.socket)), StageDir: stage.Dir(), SocketOf: b.socket,
 		Engine: b.engine.socket, Owners: b.index, Ledger: b.index, Resources: resources, Catalog: resources, Census: resources, Names: resources, Index: b.index, Directory: people{}, Recorder: b.records,
+		Quota: b.quota, Holdings: b.quota, Slices: b.quota, Limits: b.quota,
 		Peers: b.peers, Processes: b.peers, Switches: openSwitches, Log: zap.NewNop(), Now: time.Now,
 	}
 	for _, opt := range options {

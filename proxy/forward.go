@@ -166,6 +166,9 @@ func (x *exchange) forward(out *outgoing, answer answer) error {
 		// The bytes that were meant for a tunnel are nobody's now.
 		x.w.Header().Set("Connection", "close")
 	}
+	if x.row != nil && x.row.done != nil && resp.StatusCode/100 == 2 {
+		x.row.done(x)
+	}
 	switch {
 	case resp.StatusCode == http.StatusConflict && out.conflict != nil:
 		err = out.conflict(x, up, resp)

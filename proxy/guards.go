@@ -138,6 +138,10 @@ func startContainer(x *exchange) (policy.Verdict, error) {
 	if ready := x.readyBinds(obj.ID); !ready.Allowed() {
 		return ready, nil
 	}
+	gate, err := x.startGate(obj)
+	if err != nil || !gate.Allowed() || gate.Outcome == policy.FailOpen {
+		return gate, err
+	}
 	return v, nil
 }
 
@@ -188,14 +192,21 @@ func updateContainer(x *exchange) (policy.Verdict, error) {
 	if err != nil {
 		return policy.Verdict{}, err
 	}
-	v, err := changeContainer(x)
+	obj, v, err := x.pathContainer(policy.Change)
 	if err != nil || !v.Allowed() {
 		return v, err
 	}
 	if host := policy.UpdateVerdict(x.profile(), &req); !host.Allowed() {
 		return host, nil
 	}
-	return v, nil
+	gate, err := x.updateGate(obj, &req)
+	if err != nil || !gate.Allowed() {
+		return gate, err
+	}
+	if gate.Outcome == policy.FailOpen {
+		v = gate
+	}
+	return v, x.encode(&req)
 }
 
 func createExec(x *exchange) (policy.Verdict, error) {

@@ -14,6 +14,7 @@ import (
 	"github.com/ds01/ds01-proxy/proxy/engine"
 	"github.com/ds01/ds01-proxy/proxy/images"
 	"github.com/ds01/ds01-proxy/proxy/peercred"
+	"github.com/ds01/ds01-proxy/proxy/quota"
 )
 
 // Owners says whose things are.
@@ -192,10 +193,38 @@ type Switches struct {
 	// ContainerRoot is about containers that run as root, or as whoever they like, where
 	// the Engine maps no users.
 	ContainerRoot policy.Switch
+	// CgroupErrors is about users whose use cannot be read, or whose slice cannot be
+	// limited.
+	CgroupErrors policy.Switch
 	// BuildKit is about build sessions, whose inside the proxy does not see.
 	BuildKit policy.Switch
 	// RemoteBuilds is about build contexts that the Engine fetches itself.
 	RemoteBuilds policy.Switch
+}
+
+// Quota decides about what users take of the machine.
+type Quota interface {
+	// Reserve decides about a request, and promises what it asks for until the Hold ends.
+	Reserve(ctx context.Context, s *policy.Subject, ask quota.Ask) (*quota.Hold, policy.Verdict, error)
+	// Report says what a user has, and may have.
+	Report(ctx context.Context, s *policy.Subject) (quota.Report, error)
+	// Container returns what a container holds.
+	Container(ctx context.Context, id string) (quota.Container, error)
+}
+
+// Holdings is told what containers hold from now on.
+type Holdings interface {
+	Changed(containerID string, memory int64, restarts bool)
+}
+
+// Slices makes sure that a user's slice is there, with its limits.
+type Slices interface {
+	Ensure(ctx context.Context, s *policy.Subject, a *policy.Aggregate) error
+}
+
+// Limits says what users may take.
+type Limits interface {
+	Of(user, group string) policy.Limits
 }
 
 // Options are what a Server is made of. All fields must be set.
@@ -224,6 +253,10 @@ type Options struct {
 	Processes Processes
 	Switches  Switches
 	Networks  policy.NetworkRules
+	Quota     Quota
+	Holdings  Holdings
+	Slices    Slices
+	Limits    Limits
 	// StageDir is the staging directory, Private the server's own ones, which are never
 	// bound, SocketOf the path of a user's socket, and Shared that of everybody's.
 	StageDir string

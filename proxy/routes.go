@@ -13,6 +13,8 @@ type route struct {
 	guard guard
 	// answer filters the Engine's 200; nil passes it on.
 	answer answer
+	// done is told of the Engine's success, before the client is.
+	done func(x *exchange)
 	// conflict words the Engine's 409 anew; nil passes it on.
 	conflict answer
 	body     bodyKind
@@ -48,6 +50,9 @@ func table() []route {
 		{method: get, path: "/version", guard: open, answer: answerVersion},
 		{method: get, path: "/info", guard: open, answer: answerInfo},
 		{method: post, path: "/auth", guard: open, body: bodyChecked},
+
+		// The proxy's own.
+		{method: get, path: "/_ds01/limits", guard: ownLimits},
 		{method: get, path: "/events", guard: open, answer: answerEvents},
 		{method: get, path: "/system/df", guard: open, answer: answerDiskUsage},
 
@@ -68,13 +73,13 @@ func table() []route {
 		{method: post, path: "/containers/{ref:.*}/wait", guard: readContainer},
 		{method: post, path: "/containers/{ref:.*}/kill", guard: changeContainer},
 		{method: post, path: "/containers/{ref:.*}/pause", guard: changeContainer},
-		{method: post, path: "/containers/{ref:.*}/unpause", guard: changeContainer},
+		{method: post, path: "/containers/{ref:.*}/unpause", guard: unpauseContainer},
 		{method: post, path: "/containers/{ref:.*}/stop", guard: changeContainer},
-		{method: post, path: "/containers/{ref:.*}/start", guard: startContainer, body: bodyJSON},
-		{method: post, path: "/containers/{ref:.*}/restart", guard: startContainer, body: bodyJSON},
+		{method: post, path: "/containers/{ref:.*}/start", guard: startContainer, done: startedContainer, body: bodyJSON},
+		{method: post, path: "/containers/{ref:.*}/restart", guard: startContainer, done: startedContainer, body: bodyJSON},
 		{method: post, path: "/containers/{ref:.*}/resize", guard: changeContainer},
 		{method: post, path: "/containers/{ref:.*}/rename", guard: renameContainer, conflict: conflictOfNames},
-		{method: post, path: "/containers/{ref:.*}/update", guard: updateContainer, body: bodyJSON},
+		{method: post, path: "/containers/{ref:.*}/update", guard: updateContainer, done: updatedContainer, body: bodyJSON},
 		{method: post, path: "/containers/{ref:.*}/attach", guard: changeContainer, tunnel: true},
 		{method: post, path: "/containers/{ref:.*}/exec", guard: createExec, answer: answerExecCreated, body: bodyJSON},
 		{method: post, path: "/containers/{ref:.*}/copy", guard: adminsOnly("POST /containers/…/copy")},

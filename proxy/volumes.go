@@ -120,12 +120,6 @@ func (x *exchange) createVolumes(req *container.CreateRequest) (policy.Verdict, 
 	if !verdict.Allowed() {
 		return verdict, nil
 	}
-	// Without the image nothing is made, and no name is reserved for it.
-	config, err := x.srv.Catalog.ImageConfig(x.r.Context(), req.Image)
-	if err != nil {
-		return policy.Verdict{}, err
-	}
-	x.runs = config
 	refs := policy.VolumeReferences(req)
 	if len(refs) > maxReferences {
 		return policy.Verdict{}, badRequest("the request names %d volumes; %d is the most", len(refs), maxReferences)
@@ -161,6 +155,6 @@ func (x *exchange) createVolumes(req *container.CreateRequest) (policy.Verdict, 
 		}
 		inherited = append(inherited, paths...)
 	}
-	policy.LabelVolumes(req, x.subject, config.Volumes, inherited)
+	policy.LabelVolumes(req, x.subject, x.runs.Volumes, inherited)
 	return verdict, nil
 }

@@ -54,6 +54,8 @@ type config struct {
 	Images            string               `yaml:"images"`
 	UnknownRoutes     string               `yaml:"unknown_routes"`
 	ContainerRoot     string               `yaml:"container_root"`
+	OnCgroupError     string               `yaml:"on_cgroup_error"`
+	Quota             quotaConfig          `yaml:"quota"`
 	Networks          networksConfig       `yaml:"networks"`
 	Builds            buildsConfig         `yaml:"builds"`
 
@@ -147,7 +149,7 @@ func parseConfig(name string, text []byte) (*config, error) {
 		c.policies[name] = p.policy(name)
 	}
 	if c.Preset == "strict" {
-		c.UnownedContainers, c.UnownedResources, c.UnknownRoutes, c.ContainerRoot = "deny", "deny", "deny", "deny"
+		c.UnownedContainers, c.UnownedResources, c.UnknownRoutes, c.ContainerRoot, c.OnCgroupError = "deny", "deny", "deny", "deny", "deny"
 	}
 	return c, nil
 }
@@ -253,8 +255,14 @@ func (c *config) validate(root *yaml.Node) problems {
 	if c.read[c.Profile] == nil {
 		say([]string{"profile"}, "there is no profile %q", c.Profile)
 	}
+	for _, q := range c.Quota.choices() {
+		if !slices.Contains(q.allowed, q.value) {
+			say([]string{"quota", q.key}, "%q is none of %s", q.value, strings.Join(q.allowed, ", "))
+		}
+	}
 	for _, s := range []struct{ key, value string }{
 		{"unowned_containers", c.UnownedContainers}, {"unowned_resources", c.UnownedResources}, {"unknown_routes", c.UnknownRoutes}, {"container_root", c.ContainerRoot},
+		{"on_cgroup_error", c.OnCgroupError},
 	} {
 		if _, err := policy.ParseSwitch(s.value); err != nil {
 			say([]string{s.key}, "%v", err)

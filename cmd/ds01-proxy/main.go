@@ -7,7 +7,9 @@ import (
 )
 
 func main() {
-	if err := newRoot().Execute(); err != nil {
+	root := newRoot()
+	root.SetArgs(asChecked(os.Args))
+	if err := root.Execute(); err != nil {
 		fmt.Fprintln(os.Stderr, "ds01-proxy:", err)
 		os.Exit(1)
 	}

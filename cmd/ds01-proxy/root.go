@@ -30,7 +30,7 @@ only what is theirs.`,
 		SilenceErrors: true,
 		Args:          cobra.NoArgs,
 	}
-	root.AddCommand(newServe(), newCheckConfig(), newUsers(), newBinds(), newHold(), newVersion())
+	root.AddCommand(newServe(), newCheckConfig(), newUsers(), newLimits(), newBinds(), newHold(), newVersion())
 	return root
 }
 

@@ -67,6 +67,9 @@ type account struct {
 type promise struct {
 	memory int64
 	gpus   int
+	// instead is the container whose start it is for: it counts in the place of what
+	// that container is down for.
+	instead string
 	// arrives is true where a container comes of it, build where steps do.
 	arrives, build bool
 }
@@ -200,6 +203,10 @@ func (b *Book) standing(a *account, except string, own func(id string) int64) po
 		s            policy.Standing
 		steps, build int64
 	)
+	promised := make(map[string]bool)
+	for p := range a.promises {
+		promised[p.instead] = true
+	}
 	for id, c := range a.containers {
 		if !c.Step {
 			s.Containers++
@@ -207,7 +214,7 @@ func (b *Book) standing(a *account, except string, own func(id string) int64) po
 				s.Running++
 			}
 		}
-		if id == except {
+		if id == except || promised[id] {
 			continue
 		}
 		if c.GPUs.Any() && (c.Running || c.may()) {
@@ -232,6 +239,10 @@ func (b *Book) standing(a *account, except string, own func(id string) int64) po
 		s.Committed += committed
 	}
 	for p := range a.promises {
+		if p.instead != "" && p.instead == except {
+			// Two starts of one container start it once.
+			continue
+		}
 		s.GPUs += float64(p.gpus)
 		if p.arrives {
 			s.Arriving++

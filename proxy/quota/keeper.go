@@ -43,8 +43,11 @@ type Ask struct {
 	// Memory is in bytes, 0 for no limit of its own.
 	Memory int64
 	GPUs   policy.GPUAsk
-	// New is true where a container comes of it, Build where it is a build.
-	New, Build bool
+	// More is how much larger the limit of a container is to be.
+	More int64
+	// New is true where a container comes of it, Build where it is a build, and Unpause
+	// where one only goes on.
+	New, Build, Unpause bool
 }
 
 // A Hold is what was promised to a request; nil means nothing.
@@ -78,23 +81,13 @@ func (k *Keeper) Reserve(ctx context.Context, s *policy.Subject, ask Ask) (*Hold
 	usage, unread := k.read(s, &limits)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	standing := b.standing(a, ask.Container, func(id string) int64 { return k.own(s, id) })
+	except := ask.Container
+	if ask.More > 0 || ask.Unpause {
+		except = ""
+	}
+	standing := b.standing(a, except, func(id string) int64 { return k.own(s, id) })
 	k.fill(&standing, usage)
-	verdict := policy.Verdict{Outcome: policy.Allow, Rule: "quota"}
-	c := a.containers[ask.Container]
-	runs := c != nil && c.Running
-	if ask.New {
-		verdict = gate.Containers(standing)
-	}
-	if verdict.Allowed() && !runs && k.CountRunning && ask.Container != "" {
-		verdict = gate.Containers(standing)
-	}
-	if verdict.Allowed() && !runs {
-		verdict = gate.GPUs(standing, ask.GPUs)
-	}
-	if verdict.Allowed() && (!runs || ask.Memory > 0) {
-		verdict = gate.Memory(standing, ask.Memory)
-	}
+	verdict := k.decide(gate, standing, a.containers[ask.Container], ask)
 	if !verdict.Allowed() {
 		a.refused, a.refusedAt = verdict, k.Now()
 		return nil, verdict, nil
@@ -105,9 +98,77 @@ func (k *Keeper) Reserve(ctx context.Context, s *policy.Subject, ask Ask) (*Hold
 			return nil, verdict, nil
 		}
 	}
-	p := &promise{memory: ask.Memory, gpus: ask.GPUs.Count, arrives: ask.New, build: ask.Build}
+	p := &promise{memory: ask.Memory + ask.More, gpus: ask.GPUs.Count, arrives: ask.New, build: ask.Build}
+	if c := a.containers[ask.Container]; c != nil && ask.More == 0 {
+		// What it holds already is not promised twice.
+		p.instead = c.ID
+	}
 	a.promises[p] = struct{}{}
 	return &Hold{book: b, a: a, p: p, Warning: gate.PIDsWarning(standing)}, verdict, nil
+}
+
+// decide asks the rules; c is the container that is started or changed, nil without one.
+func (k *Keeper) decide(gate policy.Gate, s policy.Standing, c *Container, ask Ask) policy.Verdict {
+	pass := policy.Verdict{Outcome: policy.Allow, Rule: "quota"}
+	switch {
+	case ask.Unpause:
+		return gate.Unpause(s)
+	case ask.More > 0:
+		return gate.Memory(s, ask.More)
+	case c != nil && c.Running:
+		// It has what it asks for.
+		return pass
+	case ask.Build:
+		return gate.Memory(s, ask.Memory)
+	}
+	if ask.New || k.CountRunning {
+		if v := gate.Containers(s); !v.Allowed() {
+			return v
+		}
+	}
+	if v := gate.GPUs(s, ask.GPUs); !v.Allowed() {
+		return v
+	}
+	return gate.Memory(s, ask.Memory)
+}
+
+// Changed notes that a container's limit, unless it is 0, and whether it may be started
+// by itself, are others.
+func (k *Keeper) Changed(id string, memory int64, restarts bool) {
+	b := k.Book
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	a := b.owner[id]
+	if a == nil {
+		return
+	}
+	c := *a.containers[id]
+	if memory > 0 {
+		c.Memory = memory
+	}
+	c.Restarts = restarts
+	b.note(c)
+}
+
+// Container returns what a container holds, and waits a moment for one that is new.
+func (k *Keeper) Container(ctx context.Context, id string) (Container, error) {
+	if err := k.wait(ctx); err != nil {
+		return Container{}, err
+	}
+	for until := time.Now().Add(syncWait); ; {
+		c, known := k.Book.Container(id)
+		if known {
+			return c, nil
+		}
+		if time.Now().After(until) {
+			return c, ErrNotReady
+		}
+		select {
+		case <-ctx.Done():
+			return c, ctx.Err()
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
 }
 
 // wait waits for the first list.
@@ -189,19 +250,6 @@ func (h *Hold) Made(c Container) {
 // Started ends a promise: the container runs from now on.
 func (h *Hold) Started(id string) {
 	h.change(id, func(c *Container) { c.Running, c.Fresh, c.Began = true, false, h.book.now() })
-}
-
-// Changed ends a promise: the container has another limit, and perhaps another policy for
-// being started again.
-func (h *Hold) Changed(id string, memory int64, restarts *bool) {
-	h.change(id, func(c *Container) {
-		if memory > 0 {
-			c.Memory = memory
-		}
-		if restarts != nil {
-			c.Restarts = *restarts
-		}
-	})
 }
 
 func (h *Hold) change(id string, f func(c *Container)) {
