@@ -110,6 +110,13 @@ func TestBindsOfOnesOwn(t *testing.T) {
 			t.Errorf("with the map %s: %s", name, out)
 		}
 	}
+	// A dev container runs as root, and its tools work in it as somebody else.
+	for remote, want := range map[string]string{"1000": "1000", "0": "0", "${localEnv:USER}": fmt.Sprint(lab.Alice.UID)} {
+		meta := fmt.Sprintf(`devcontainer.metadata=[{"remoteUser":"other"},{"remoteUser":%q}]`, remote)
+		if out, ok := runs(t, p, "--label", meta, "-v", mine+":/d", lab.Image, "stat", "-c", "%u", "/d/mine"); !ok || out != want {
+			t.Errorf("with the remote user %s: %s", remote, out)
+		}
+	}
 	// A missing directory is made as the user; a file is bound alone.
 	if out, ok := runs(t, p, "-v", mine+"/new/dir:/d", lab.Image, "touch", "/d/x"); !ok {
 		t.Error(out)

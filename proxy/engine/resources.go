@@ -235,6 +235,7 @@ type ImageConfig struct {
 	User string
 	// Volumes are the paths that it declares as volumes, in order.
 	Volumes []string
+	Labels  map[string]string
 }
 
 // ImageConfig asks for what an image says of its containers.
@@ -248,13 +249,14 @@ func (r *Resources) ImageConfig(ctx context.Context, image string) (ImageConfig,
 		Config struct {
 			User    string
 			Volumes map[string]struct{}
+			Labels  map[string]string
 		}
 	}
 	err := r.client.getJSON(ctx, "/images/"+url.PathEscape(image)+"/json", &one)
 	if err != nil {
 		return ImageConfig{}, fmt.Errorf("look up image %q: %w", image, err)
 	}
-	return ImageConfig{one.ID, one.Config.User, slices.Sorted(maps.Keys(one.Config.Volumes))}, nil
+	return ImageConfig{one.ID, one.Config.User, slices.Sorted(maps.Keys(one.Config.Volumes)), one.Config.Labels}, nil
 }
 
 // States counts a user's containers by state: running, exited, paused and so on.
