@@ -28,17 +28,15 @@ func (c *conn) identify(ctx context.Context) (*policy.Subject, error) {
 	return &c.subject, c.identity
 }
 
-// onUserSocket serves the socket's owner: the owner's own processes, and uid 0,
-// which is a container's root more often than the host's, with the owner's
-// rights and no more.
+// onUserSocket serves the socket's owner: the owner's own processes, those in the
+// owner's containers, which choose their uid freely, and uid 0, which is a container's
+// root more often than the host's, with the owner's rights and no more.
 func (c *conn) onUserSocket(ctx context.Context) (policy.Subject, error) {
 	who, err := c.srv.Directory.ByName(c.user)
 	if err != nil {
 		return policy.Subject{}, err
 	}
-	if c.peer.UID != who.UID && c.peer.UID != 0 {
-		return policy.Subject{}, fmt.Errorf("this socket belongs to %s and you are uid %d; use your own", c.user, c.peer.UID)
-	}
+	anyUID := false
 	if id := c.peer.ContainerID; id != "" {
 		obj, err := c.srv.Owners.Container(ctx, c.user, id)
 		switch {
@@ -52,7 +50,11 @@ func (c *conn) onUserSocket(ctx context.Context) (policy.Subject, error) {
 			if err := c.confirm(ctx, obj); err != nil {
 				return policy.Subject{}, err
 			}
+			anyUID = obj.Owner == c.user
 		}
+	}
+	if c.peer.UID != who.UID && c.peer.UID != 0 && !anyUID {
+		return policy.Subject{}, fmt.Errorf("this socket belongs to %s and you are uid %d; use your own", c.user, c.peer.UID)
 	}
 	who.Admin = who.Admin && c.peer.UID == who.UID && c.peer.ContainerID == ""
 	return who, nil
