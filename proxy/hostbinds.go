@@ -193,7 +193,7 @@ func (b *binder) socket(one policy.HostBind, own string) (policy.Verdict, error)
 	}
 	defer f.Close()
 	one.ReadOnly = false
-	return b.stage(f, one, binds.Bind{Source: own, Real: real, Roots: []string{real}})
+	return b.stage(f, one, binds.Bind{Source: own, Real: real, Roots: []string{real}, Socket: true})
 }
 
 // stage stages what was opened and checked.
@@ -202,6 +202,13 @@ func (b *binder) stage(f *os.File, one policy.HostBind, what binds.Bind) (policy
 	whose, v, err := b.owners(f, one)
 	if err != nil || !v.Allowed() || x.subject.Mode != policy.ModeFull {
 		return v, err
+	}
+	if what.Socket && whose != nil {
+		// Its group on disk is root's. A socket of which an id is not mapped takes no
+		// connection.
+		mapped := *whose
+		mapped.GID = 0
+		whose = &mapped
 	}
 	what.User, what.Caller, what.Map = x.subject.User, b.caller, whose
 	path, err := x.srv.Stage.Add(f, what)
