@@ -19,7 +19,8 @@ import (
 func look(t *testing.T, id string) string {
 	t.Helper()
 	return admin(t, "inspect", id, "--format",
-		"{{.Name}} {{.State.Status}} {{.State.StartedAt}} {{.State.Pid}} {{.RestartCount}} {{.HostConfig.Memory}} {{json .HostConfig.RestartPolicy}} {{json .ExecIDs}} {{json .NetworkSettings.Networks}}") +
+		"{{.Name}} {{.State.Status}} {{.State.StartedAt}} {{.State.Pid}} {{.RestartCount}} {{.HostConfig.Memory}} {{json .HostConfig.RestartPolicy}} {{json .ExecIDs}}"+
+			"{{range $name, $e := .NetworkSettings.Networks}} {{$name}} {{$e.EndpointID}} {{$e.IPAddress}} {{json $e.Aliases}}{{end}}") +
 		admin(t, "diff", id)
 }
 

@@ -2,6 +2,7 @@ package integration
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -108,6 +109,13 @@ func TestBindsOfOnesOwn(t *testing.T) {
 	for name, want := range map[string]string{"user": fmt.Sprint(lab.Alice.UID), "root": "0"} {
 		if out, ok := runs(t, p, "--label", "ds01.bind.map="+name, "-v", mine+":/d", lab.Image, "stat", "-c", "%u", "/d/mine"); !ok || out != want {
 			t.Errorf("with the map %s: %s", name, out)
+		}
+	}
+	// A dev container runs as root, and its tools work in it as somebody else.
+	for remote, want := range map[string]string{"1000": "1000", "0": "0", "${localEnv:USER}": fmt.Sprint(lab.Alice.UID)} {
+		meta := fmt.Sprintf(`devcontainer.metadata=[{"remoteUser":"other"},{"remoteUser":%q}]`, remote)
+		if out, ok := runs(t, p, "--label", meta, "-v", mine+":/d", lab.Image, "stat", "-c", "%u", "/d/mine"); !ok || out != want {
+			t.Errorf("with the remote user %s: %s", remote, out)
 		}
 	}
 	// A missing directory is made as the user; a file is bound alone.
@@ -238,10 +246,33 @@ func TestMyDockerIsMyOwn(t *testing.T) {
 			t.Errorf("%s: %s", path, out)
 		}
 	}
-	onesOwnDocker(t, p, home(lab.Alice), func(args ...string) (string, bool) {
-		out, err := p.Docker(limit(t), lab.Alice, args...)
-		return out, err == nil
-	})
+	// Clients inside are answered as alice, whoever they are there, and after a restart of
+	// the daemon too, once their container starts anew.
+	if out, err := p.Docker(limit(t), lab.Bob, "create", "--name", "bobs-own", lab.Image); err != nil {
+		t.Fatal(out)
+	}
+	t.Cleanup(func() { _, _ = theEngine.Docker(context.Background(), "rm", "-f", "bobs-own", "asks") })
+	client, err := os.ReadFile(probe)
+	if err != nil {
+		t.Fatal(err)
+	}
+	inside := filepath.Join(home(lab.Alice), "probe")
+	put(t, inside, string(client), 0o755, lab.Alice.UID)
+	for _, args := range [][]string{{}, {"--user", "1000:1000"}, {"--label", `devcontainer.metadata={"remoteUser":"1000"}`}} {
+		args = append([]string{"-v", "/var/run/docker.sock:/s", "-v", inside + ":/probe:ro", "--name", "asks"}, args...)
+		if out, ok := runs(t, p, append(args, lab.Image, "/probe", "/s", "GET", "/containers/json?all=1")...); !ok || !strings.Contains(out, "/asks") || strings.Contains(out, "bobs-own") {
+			t.Errorf("%q: %s", args, out)
+		}
+	}
+	if out, err := p.Docker(limit(t), lab.Alice, "create", "--name", "asks", "-v", "/var/run/docker.sock:/s", "-v", inside+":/probe:ro", lab.Image, "/probe", "/s", "GET", "/_ping"); err != nil {
+		t.Fatal(out)
+	}
+	if err := errors.Join(p.Stop(), p.Start(limit(t), []lab.Person{lab.Alice, lab.Bob})); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := p.Docker(limit(t), lab.Alice, "start", "-a", "asks"); err != nil || !strings.Contains(out, "200 OK") {
+		t.Errorf("after a restart: %s", out)
+	}
 	var st unix.Stat_t
 	if err := unix.Stat(p.Socket(lab.Alice), &st); err != nil || st.Uid != lab.Alice.UID || st.Mode&0o777 != 0o600 {
 		t.Errorf("alice's socket is %d's with mode %o, %v", st.Uid, st.Mode, err)

@@ -197,7 +197,8 @@ func TestNetworksBelongToSomebody(t *testing.T) {
 	if nets := admin(t, "inspect", "net-x", "--format", "{{json .NetworkSettings.Networks}}"); strings.Contains(nets, id) {
 		t.Errorf("alice's container is in bob's network: %s", nets)
 	}
-	for _, path := range []string{"/networks", "/networks/", "/v1.24/networks", `/networks?filters=%7B%22name%22%3A%5B%22net-bob%22%5D%7D`} {
+	oldest, _ := engineVersions(t)
+	for _, path := range []string{"/networks", "/networks/", "/v" + oldest + "/networks", `/networks?filters=%7B%22name%22%3A%5B%22net-bob%22%5D%7D`} {
 		if got := ask(t, theProxy.Socket(lab.Alice), "GET", path, ""); got.status != 200 || strings.Contains(got.body, "net-bob") || strings.Contains(got.body, id) {
 			t.Errorf("%s: %d %s", path, got.status, got.body)
 		}

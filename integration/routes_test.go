@@ -18,8 +18,9 @@ import (
 type operation struct{ method, template string }
 
 var (
-	registering = regexp.MustCompile(`msg="Registering ([A-Z]+), ([^"]+)"`)
-	calling     = regexp.MustCompile(`msg="Calling ([A-Z]+) ([^"?]+)`)
+	// Engines before and since 28 word these differently.
+	registering = regexp.MustCompile(`msg="Registering (?:route" method=)?([A-Z]+),? (?:path="?)?([^" \n]+)`)
+	calling     = regexp.MustCompile(`msg="(?:Calling|handling [A-Z]+ request".* method=)(?: ?)([A-Z]+) (?:module=api request-url="?)?([^"? \n]+)`)
 	versioned   = regexp.MustCompile(`^/v[0-9.]+/`)
 	variable    = regexp.MustCompile(`\{[^}]*\}`)
 )

@@ -161,8 +161,8 @@ func BindsAs(p *Profile, s *Subject, uid uint32) Verdict {
 }
 
 // ChooseMap decides whose the files of a container's binds are inside. asked is the
-// container's label, user whom it runs as.
-func ChooseMap(p *Profile, s *Subject, asked, user, kind string) (BindMap, Verdict) {
+// container's label, user who works in it.
+func ChooseMap(p *Profile, asked, user string) (BindMap, Verdict) {
 	choice := asked
 	if choice == "" {
 		choice = "auto"
@@ -177,7 +177,7 @@ func ChooseMap(p *Profile, s *Subject, asked, user, kind string) (BindMap, Verdi
 		return MapNone, allow("bind-map")
 	case choice == "root", choice == "auto" && IsRoot(user):
 		return MapRoot, allow("bind-map")
-	case choice == "user", choice == "auto" && kind == "devcontainer":
+	case choice == "user":
 		return MapUser, allow("bind-map")
 	}
 	return MapContainer, allow("bind-map")

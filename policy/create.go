@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"encoding/json"
 	"strings"
 	"time"
 
@@ -98,14 +99,56 @@ func ContainerType(labels map[string]string) string {
 	if v := labels[LabelInterface]; v != "" {
 		return v
 	}
-	kind := "docker"
+	if devContainer(labels) {
+		return "devcontainer"
+	}
 	for k := range labels {
-		if strings.HasPrefix(k, "devcontainer.") {
-			return "devcontainer"
-		}
 		if strings.HasPrefix(k, "com.docker.compose") {
-			kind = "compose"
+			return "compose"
 		}
 	}
-	return kind
+	return "docker"
+}
+
+// labelDevMetadata is what dev container tools write of their settings: an array, of
+// which the last value counts, or one object.
+const labelDevMetadata = "devcontainer.metadata"
+
+// RemoteUser is whom the tools of a dev container run everything in it as, whoever
+// its first process is; "" where neither its maker nor its image says. The image's
+// word counts for dev containers alone.
+func RemoteUser(made, image map[string]string) string {
+	text, said := made[labelDevMetadata]
+	if !said {
+		if !devContainer(made) {
+			return ""
+		}
+		text = image[labelDevMetadata]
+	}
+	type settings struct {
+		RemoteUser string `json:"remoteUser"`
+	}
+	var all []settings
+	if json.Unmarshal([]byte(text), &all) != nil {
+		all = make([]settings, 1)
+		if json.Unmarshal([]byte(text), &all[0]) != nil {
+			return ""
+		}
+	}
+	for i := len(all) - 1; i >= 0; i-- {
+		if all[i].RemoteUser != "" {
+			return all[i].RemoteUser
+		}
+	}
+	return ""
+}
+
+// devContainer reports whether labels are those of a dev container's tools.
+func devContainer(labels map[string]string) bool {
+	for k := range labels {
+		if strings.HasPrefix(k, "devcontainer.") {
+			return true
+		}
+	}
+	return false
 }

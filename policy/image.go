@@ -45,6 +45,9 @@ type Tag struct {
 	Standing []string
 }
 
+// RuleTagInUse refuses what would change a tag on which somebody else stands.
+const RuleTagInUse = "tag-in-use"
+
 // ChangeTag decides whether the subject may write, pull or remove a tag.
 func ChangeTag(s *Subject, t Tag, use TagUse, unowned Switch) Verdict {
 	if !t.Present {
@@ -69,7 +72,7 @@ func ChangeTag(s *Subject, t Tag, use TagUse, unowned Switch) Verdict {
 		if owner != "" {
 			whose = owner + "'s"
 		}
-		return refuse("tag-in-use", fmt.Sprintf(
+		return refuse(RuleTagInUse, fmt.Sprintf(
 			"Permission denied: a container or image of %s stands on the image %s, so that it can be neither replaced nor removed. Use another name or tag.", whose, t.Name))
 	}
 	return verdict

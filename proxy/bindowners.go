@@ -1,11 +1,14 @@
 package proxy
 
 import (
-	"os"
+	"errors"
+	"net/http"
 	"strings"
 
 	"github.com/ds01/ds01-proxy/policy"
 	"github.com/ds01/ds01-proxy/proxy/binds"
+	"github.com/ds01/ds01-proxy/proxy/engine"
+	"os"
 )
 
 // caller is who opens the sources: the process that asks, with its groups, or, for
@@ -48,7 +51,30 @@ func (b *binder) runsAs() (policy.Verdict, error) {
 
 // choose decides about the way to map owners.
 func (b *binder) choose() (policy.BindMap, policy.Verdict) {
-	return policy.ChooseMap(b.x.profile(), b.x.subject, b.req.Labels[policy.LabelBindMap], b.user(), policy.ContainerType(b.req.Labels))
+	return policy.ChooseMap(b.x.profile(), b.req.Labels[policy.LabelBindMap], b.worker())
+}
+
+// worker is who works with the container's files: its user, or of a dev container
+// the one that its tools become.
+func (b *binder) worker() string {
+	if remote := b.remote(); remote != "" {
+		return remote
+	}
+	return b.user()
+}
+
+func (b *binder) remote() string { return policy.RemoteUser(b.req.Labels, b.x.runs.Labels) }
+
+// workerIDs are the worker's ids in the container. Where a dev container's tools make
+// that user later, or name it by a variable of theirs, it gets the caller's own.
+func (b *binder) workerIDs(own *binds.Map) (uid, gid uint32, err error) {
+	x := b.x
+	uid, gid, err = x.srv.Users.Lookup(x.r.Context(), x.runs.ID, b.worker())
+	var unknown *engine.StatusError
+	if errors.As(err, &unknown) && unknown.Status == http.StatusBadRequest && b.remote() != "" {
+		return own.UID, own.GID, nil
+	}
+	return uid, gid, err
 }
 
 // owners decides whose the files are inside.
@@ -64,7 +90,7 @@ func (b *binder) owners(f *os.File, one policy.HostBind) (*binds.Map, policy.Ver
 	m := &binds.Map{UID: s.UID, GID: b.caller.GID}
 	switch choice {
 	case policy.MapRoot:
-		if _, group, _ := strings.Cut(b.user(), ":"); group != "" {
+		if _, group, _ := strings.Cut(b.worker(), ":"); group != "" {
 			var err error
 			if _, m.ToGID, err = x.srv.Users.Lookup(x.r.Context(), x.runs.ID, "0:"+group); err != nil {
 				return nil, policy.Verdict{}, err
@@ -74,7 +100,7 @@ func (b *binder) owners(f *os.File, one policy.HostBind) (*binds.Map, policy.Ver
 		m.ToUID, m.ToGID = m.UID, m.GID
 	case policy.MapContainer:
 		var err error
-		if m.ToUID, m.ToGID, err = x.srv.Users.Lookup(x.r.Context(), x.runs.ID, b.user()); err != nil {
+		if m.ToUID, m.ToGID, err = b.workerIDs(m); err != nil {
 			return nil, policy.Verdict{}, err
 		}
 	case policy.MapNone:

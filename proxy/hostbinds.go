@@ -199,7 +199,7 @@ func (b *binder) socket(one policy.HostBind, own string) (policy.Verdict, error)
 		return policy.Verdict{}, fmt.Errorf("%s: %w", one.Field, err)
 	}
 	// The kernel lets nobody write to what has an owner without a place in the map.
-	return b.stage(f, one, st.Gid, binds.Bind{Source: own, Real: real, Roots: []string{real}})
+	return b.stage(f, one, st.Gid, binds.Bind{Source: own, Real: real, Roots: []string{real}, Socket: true})
 }
 
 // stage stages what was opened and checked; group is the one on disk that is mapped.

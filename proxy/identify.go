@@ -29,8 +29,8 @@ func (c *conn) identify(ctx context.Context) (*policy.Subject, error) {
 }
 
 // onUserSocket serves the socket's owner: the owner's own processes, those in the
-// owner's containers, and uid 0, which is a container's root more often than the
-// host's, with the owner's rights and no more.
+// owner's containers, which choose their uid freely, and uid 0, which is a container's
+// root more often than the host's, with the owner's rights and no more.
 func (c *conn) onUserSocket(ctx context.Context) (policy.Subject, error) {
 	who, err := c.srv.Directory.ByName(c.user)
 	if err != nil {

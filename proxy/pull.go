@@ -63,8 +63,10 @@ func (x *exchange) pullTag(ctx context.Context, tag, platform string) (policy.Ve
 	if err != nil || v.Rule == "tag-busy" || v.Rule == "image-name" {
 		return v, err
 	}
+	// A tag that somebody wrote is theirs, whatever the registry has by its name. Some
+	// image stores give those digests too.
 	img := x.images.Tagged(tag)
-	if v.Allowed() || img == nil || !same {
+	if v.Allowed() || v.Rule != policy.RuleTagInUse || img == nil || !same {
 		return v, nil
 	}
 	repo, _ := splitTag(tag)

@@ -105,7 +105,7 @@ func (s *Stage) Again(b Bind) error {
 	if err != nil {
 		return err
 	}
-	if real != b.Real || inode != b.Inode {
+	if real != b.Real || inode != b.Inode && !b.Socket {
 		return &OpenError{Path: b.Source, Real: real, Err: fmt.Errorf("it is not what it was when the container was made")}
 	}
 	if b.Map == nil && !b.Unmapped {
@@ -175,8 +175,18 @@ func (s *Stage) Ready(b Bind) error {
 		return nil
 	}
 	mounted, err := s.Mounted(b.Token)
+	if err == nil && mounted && b.Socket && s.stale(b) {
+		mounted, err = false, s.takeAway(s.Path(b.Token))
+	}
 	if err != nil || mounted {
 		return err
 	}
 	return s.Again(b)
+}
+
+// stale reports whether what is mounted is not the file at the bind's source any more.
+func (s *Stage) stale(b Bind) bool {
+	there, err := os.Lstat(b.Real)
+	mounted, err2 := os.Lstat(s.Path(b.Token))
+	return err == nil && err2 == nil && !os.SameFile(there, mounted)
 }

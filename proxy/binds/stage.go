@@ -32,6 +32,8 @@ type Bind struct {
 	// Roots are the directories that Real must lie in.
 	Roots    []string `json:"roots"`
 	ReadOnly bool     `json:"read_only,omitempty"`
+	// Socket is true of the daemon's own socket, which is another file whenever it starts.
+	Socket bool `json:"socket,omitempty"`
 	// Map is nil where owners are not mapped, and Unmapped true where that is since the
 	// file system cannot.
 	Map      *Map `json:"map,omitempty"`
