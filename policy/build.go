@@ -81,6 +81,15 @@ func BuildNetwork(p *Profile, mode string) (v Verdict, decided bool) {
 	return Verdict{}, false
 }
 
+// HostByID decides about a network that may have been named by its ID: the host's is
+// asked for by its mode, which has a rule of its own.
+func HostByID(p *Profile, network Object) Verdict {
+	if network.Owner == "" && network.Ref == "host" && !p.OwnershipOnly && !allows(p.Network, "host") {
+		return refuseByRule(p, "host-network", "--network host; Leave it out: the container then has one of its own.")
+	}
+	return allow("host-network")
+}
+
 // BuildKit decides about build sessions, whose steps run outside of the user's
 // slice and without owner labels.
 func BuildKit(sw Switch) Verdict {

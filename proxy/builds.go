@@ -208,6 +208,9 @@ func (x *exchange) buildNetwork() (policy.Verdict, error) {
 	}
 	obj, v, err := x.network(mode, policy.Read)
 	if err == nil && v.Allowed() {
+		if v := policy.HostByID(x.profile(), obj); !v.Allowed() {
+			return v, nil
+		}
 		x.setQuery("networkmode", obj.ID)
 	}
 	return v, err

@@ -189,6 +189,9 @@ func (x *exchange) createNetworks(req *container.CreateRequest) (policy.Verdict,
 			if v.Outcome == policy.FailOpen {
 				verdict = v
 			}
+			if v := policy.HostByID(x.profile(), obj); !v.Allowed() {
+				return v, nil
+			}
 			id = obj.ID
 			ids[ref.Ref] = id
 		}
