@@ -4,7 +4,7 @@
 BIN      := bin/ds01-proxy
 VERSION  := $(shell git describe --always --dirty 2>/dev/null || echo dev)
 GO       ?= go
-PACKAGES := docker.io docker-compose iptables iproute2 busybox-static curl gcc libc6-dev ca-certificates passwd mount e2fsprogs
+PACKAGES := docker.io docker-compose iptables iproute2 busybox-static curl gcc libc6-dev ca-certificates passwd mount e2fsprogs util-linux systemd
 
 .DEFAULT_GOAL := help
 .PHONY: help build run demo test unit integration lint bench fuzz deps clean FORCE
@@ -22,7 +22,8 @@ FORCE:
 
 deps: ## install what a run needs and the machine lacks (root)
 	@set -e; missing=; \
-	for t in dockerd docker docker-compose iptables ip busybox curl gcc useradd losetup mkfs.ext4; do command -v $$t >/dev/null || missing="$$missing $$t"; done; \
+	for t in dockerd docker docker-compose iptables ip busybox curl gcc useradd losetup mkfs.ext4 unshare nsenter; do command -v $$t >/dev/null || missing="$$missing $$t"; done; \
+	[ -x /lib/systemd/systemd ] || missing="$$missing systemd"; \
 	[ -e /etc/ssl/certs/ca-certificates.crt ] || missing="$$missing ca-certificates"; \
 	if [ -n "$$missing" ]; then \
 	  echo "installing what is missing:$$missing"; \
