@@ -136,3 +136,11 @@ func hideGPUs(req *container.CreateRequest) {
 	})
 	req.Env = append(req.Env, visibleDevices+"=void")
 }
+
+// LabelGPUs says on a container which devices it was given; nothing where it has none.
+func LabelGPUs(req *container.CreateRequest, devices []string) {
+	if len(devices) > 0 {
+		req.Labels[LabelGPUSlot] = strings.Join(devices, ",")
+		req.Labels[LabelGPUEphemeral] = "true"
+	}
+}

@@ -90,6 +90,7 @@ func createContainer(x *exchange) (policy.Verdict, error) {
 	if err := x.stampRequest(&req); err != nil {
 		return policy.Verdict{}, err
 	}
+	policy.LabelGPUs(&req, x.granted)
 	if tokens := x.tokens(); len(tokens) > 0 {
 		// Whatever becomes of this request, the container tells what it uses.
 		req.Labels[policy.LabelBinds] = strings.Join(tokens, ",")

@@ -73,6 +73,7 @@ type exchange struct {
 	// container that it makes holds, and changed says what one holds that it changed.
 	hold    *quota.Hold
 	holding quota.Container
+	granted []string
 	changed func()
 	// oneself is true where the container must be its user and nobody else.
 	oneself bool

@@ -81,6 +81,9 @@ func (x *exchange) createGate(req *container.CreateRequest) (policy.Verdict, err
 	asked := policy.AskedGPUs(req, config.Env, host)
 	asked = policy.GrantGPUs(req, asked, policy.MayHaveGPUs(x.profile(), &limits), host)
 	v, err := x.reserve(quota.Ask{Memory: req.HostConfig.Memory, GPUs: asked, New: true})
+	if err == nil && v.Allowed() && asked.Any() {
+		x.granted, err = x.srv.GPUs.Grant(x.r.Context(), x.subject, asked, req)
+	}
 	x.holding = quota.Container{
 		User: x.subject.User, Name: x.query.Get("name"), Memory: req.HostConfig.Memory, Fresh: true,
 		Restarts: policy.Restarts(req.HostConfig.RestartPolicy), GPUs: asked,

@@ -6,6 +6,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/docker/docker/api/types/container"
 	"go.uber.org/zap"
 
 	"github.com/ds01/ds01-proxy/policy"
@@ -217,6 +218,24 @@ type Holdings interface {
 	Changed(containerID string, memory int64, restarts bool)
 }
 
+// An Allocator chooses the devices that a container is given of those that it may have.
+type Allocator interface {
+	// Grant returns the devices, none where the Engine is left the choice, and may write
+	// into the request which they are.
+	Grant(ctx context.Context, s *policy.Subject, asked policy.GPUAsk, req *container.CreateRequest) ([]string, error)
+}
+
+// AsAsked grants containers the devices that they name.
+type AsAsked struct{}
+
+// Grant returns the devices that a request names.
+func (AsAsked) Grant(_ context.Context, _ *policy.Subject, asked policy.GPUAsk, _ *container.CreateRequest) ([]string, error) {
+	if asked.All {
+		return nil, nil
+	}
+	return asked.Devices, nil
+}
+
 // Slices makes sure that a user's slice is there, with its limits.
 type Slices interface {
 	Ensure(ctx context.Context, s *policy.Subject, a *policy.Aggregate) error
@@ -255,6 +274,7 @@ type Options struct {
 	Networks  policy.NetworkRules
 	Quota     Quota
 	Holdings  Holdings
+	GPUs      Allocator
 	Slices    Slices
 	Limits    Limits
 	// StageDir is the staging directory, Private the server's own ones, which are never
