@@ -84,6 +84,9 @@ func createContainer(x *exchange) (policy.Verdict, error) {
 	if x.oneself {
 		policy.HardenOneself(&req)
 	}
+	if err := x.fillVolumes(&req); err != nil {
+		return policy.Verdict{}, err
+	}
 	if err := x.stampRequest(&req); err != nil {
 		return policy.Verdict{}, err
 	}
