@@ -10,7 +10,7 @@ import (
 // reserved are the labels that only the proxy and admins write.
 var reserved = []string{
 	LabelUser, LabelManaged, LabelContainerType, LabelCreatedAt,
-	LabelGPUSlot, LabelGPUEphemeral, LabelProtected, LabelNetworkName, LabelBinds,
+	LabelGPUSlot, LabelGPUEphemeral, LabelProtected, LabelNetworkName, LabelBinds, LabelVolumeMark,
 }
 
 // OwnLabels returns the client's labels with the owner's marks in place of

@@ -21,6 +21,8 @@ const (
 	LabelNetworkName = "ds01.network_name"
 	// LabelBinds names the staged binds of a container, with commas between.
 	LabelBinds = "ds01.binds"
+	// LabelVolumeMark is a random text of the request that made a volume.
+	LabelVolumeMark = "ds01.volume_mark"
 	// LabelLegacyUser marks the owner of containers made before LabelUser was.
 	LabelLegacyUser = "aime.mlc.USER"
 )

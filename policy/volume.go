@@ -64,11 +64,8 @@ func VolumeReferences(req *container.CreateRequest) []VolumeReference {
 		}
 	}
 	for _, bind := range hc.Binds {
-		// name:/path[:mode]; a source that begins with a slash is a path of the host,
-		// and one part alone is an anonymous volume's path.
-		source, _, ok := strings.Cut(bind, ":")
-		if ok && source != "" && !strings.HasPrefix(source, "/") {
-			add("-v "+bind, source)
+		if name, ok := boundVolume(bind); ok {
+			add("-v "+bind, name)
 		}
 	}
 	for _, m := range hc.Mounts {

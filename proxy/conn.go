@@ -39,8 +39,9 @@ type conn struct {
 	idle *upstream
 	// busy is the upstream connection of the request under way.
 	busy *upstream
-	// gone is true once the client has closed its end altogether.
+	// gone is true once the client has closed its end altogether; left is closed then.
 	gone bool
+	left chan struct{}
 	// ended is true once the client has shut down its sending side.
 	ended bool
 }
@@ -53,6 +54,8 @@ type upstream struct {
 	tunnel bool
 	// sent is true once the whole request is on its way.
 	sent bool
+	// stays is true where the Engine's answer is awaited whether the client stays or not.
+	stays bool
 }
 
 // Read reads from the client. The HTTP server reads ahead while a request is
@@ -72,7 +75,7 @@ func (c *conn) Read(b []byte) (int, error) {
 // so towards us; the Engine then cancels what it is doing, or not, as it would
 // without a proxy between. c.mu is held.
 func (c *conn) passEnd() {
-	if up := c.busy; c.ended && up != nil && up.sent && !up.tunnel {
+	if up := c.busy; c.ended && up != nil && up.sent && !up.tunnel && !up.stays {
 		_ = up.CloseWrite()
 	}
 }
@@ -81,13 +84,13 @@ func (c *conn) passEnd() {
 func (c *conn) hangUp() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.gone = true
+	c.leave()
 	if c.idle != nil {
 		c.idle.Close()
 		c.idle = nil
 	}
 	switch {
-	case c.busy == nil:
+	case c.busy == nil, c.busy.stays:
 	case c.busy.tunnel:
 		// Nobody reads the output any more; what the client sent before it left is
 		// still delivered.
@@ -95,6 +98,14 @@ func (c *conn) hangUp() {
 		_ = c.busy.SetWriteDeadline(time.Now().Add(drainTime))
 	default:
 		c.busy.Close()
+	}
+}
+
+// leave says that the client has gone. c.mu is held.
+func (c *conn) leave() {
+	if !c.gone {
+		c.gone = true
+		close(c.left)
 	}
 }
 
@@ -107,10 +118,10 @@ func (c *conn) Close() error {
 	c.srv.hangups.forget(c.token)
 	c.on.forget(c)
 	c.mu.Lock()
-	c.gone = true
+	c.leave()
 	c.srv.dismiss(c)
 	for _, up := range []*upstream{c.idle, c.busy} {
-		if up != nil {
+		if up != nil && !up.stays {
 			up.Close()
 		}
 	}
@@ -124,8 +135,8 @@ var errClientGone = errors.New("the client has gone")
 
 // takeUpstream returns the connection's own upstream connection, dialling where
 // there is none yet or the Engine has closed it meanwhile. tunnel says that it may
-// become a tunnel.
-func (c *conn) takeUpstream(tunnel bool) (*upstream, error) {
+// become a tunnel, stays that the answer is awaited even if the client leaves.
+func (c *conn) takeUpstream(tunnel, stays bool) (*upstream, error) {
 	c.mu.Lock()
 	up := c.idle
 	c.idle = nil
@@ -141,7 +152,7 @@ func (c *conn) takeUpstream(tunnel bool) (*upstream, error) {
 		}
 		up = &upstream{UnixConn: raw, br: bufio.NewReaderSize(raw, 4<<10)}
 	}
-	up.sent, up.tunnel = false, tunnel
+	up.sent, up.tunnel, up.stays = false, tunnel, stays
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.gone {

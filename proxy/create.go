@@ -69,7 +69,7 @@ func createContainer(x *exchange) (policy.Verdict, error) {
 	if v := policy.PlainUser(x.profile(), req.User); !v.Allowed() {
 		return v, nil
 	}
-	for _, step := range []func(*container.CreateRequest) (policy.Verdict, error){x.createImages, x.createGate, x.createNetworks, x.createVolumes, x.createBinds} {
+	for _, step := range []func(*container.CreateRequest) (policy.Verdict, error){x.containerRoot, x.createImages, x.createGate, x.createNetworks, x.createVolumes, x.createBinds} {
 		v, err := step(&req)
 		if err != nil || !v.Allowed() {
 			return v, err
@@ -79,13 +79,11 @@ func createContainer(x *exchange) (policy.Verdict, error) {
 		}
 	}
 	policy.Harden(x.profile(), &req)
-	if v, err := x.containerRoot(&req); err != nil || !v.Allowed() {
-		return v, err
-	} else if v.Outcome == policy.FailOpen {
-		verdict = v
-	}
 	if x.oneself {
 		policy.HardenOneself(&req)
+	}
+	if err := x.fillVolumes(&req); err != nil {
+		return policy.Verdict{}, err
 	}
 	if err := x.stampRequest(&req); err != nil {
 		return policy.Verdict{}, err

@@ -54,6 +54,10 @@ type exchange struct {
 	finish func(ok bool)
 	// release, if set, gives back a lock once the Engine has answered.
 	release func()
+	// volumeHold is what the exchange does with volumes, until the Engine has answered.
+	volumeHold *volumeHold
+	// mark tells in the answer whether this request made a volume.
+	mark string
 	// ends are called when the exchange is over, the last one first.
 	ends []func()
 	// stream, where set, is forwarded in place of the client's body.

@@ -67,6 +67,8 @@ type fakeEngine struct {
 	driver   string
 	// tags are the names of the image that it has.
 	tags []string
+	// volumes, where set, answers about volumes.
+	volumes *fakeVolumes
 }
 
 // engineConn is the key of the connection that a request came over.
@@ -151,6 +153,9 @@ func (f *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if r.Header.Get("User-Agent") == "Go-http-client/1.1" && r.URL.Path == "/networks" {
 		reply([]map[string]any{{"Id": id("4e"), "Name": "n", "Labels": map[string]string{"ds01.user": "alice"}}})
+		return
+	}
+	if f.volumes != nil && f.volumes.serve(w, r) {
 		return
 	}
 	if r.Header.Get("User-Agent") == "Go-http-client/1.1" {

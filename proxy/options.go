@@ -45,8 +45,8 @@ type Resources interface {
 	// Volume looks a volume up by its name.
 	Volume(ctx context.Context, name string) (policy.Object, error)
 	// ReserveVolume makes a volume with these labels, or finds the one that has
-	// the name.
-	ReserveVolume(ctx context.Context, name string, labels map[string]string) (policy.Object, error)
+	// the name; made tells which, by the mark in the labels.
+	ReserveVolume(ctx context.Context, name string, labels map[string]string) (obj policy.Object, made bool, err error)
 }
 
 // Catalog lists what the Engine has beside containers.

@@ -23,7 +23,7 @@ type Server struct {
 	engineAddr *net.UnixAddr
 	routes     *router
 	hangups    *hangups
-	volumes    volumeLocks
+	volumes    volumeBook
 	stagedPath *regexp.Regexp
 	roots      roots
 	// conns counts connections by user, open the descriptors of all, buffered the
@@ -138,7 +138,7 @@ func (l *listener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		c := &conn{UnixConn: raw, srv: l.srv, user: l.user, on: l, accepted: peercred.Now()}
+		c := &conn{UnixConn: raw, srv: l.srv, user: l.user, on: l, left: make(chan struct{}), accepted: peercred.Now()}
 		if refusal := l.srv.admit(c); refusal != nil {
 			// Not here: others are waiting to be accepted.
 			go turnAway(raw, refusal)

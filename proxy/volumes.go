@@ -1,50 +1,15 @@
 package proxy
 
 import (
+	"crypto/rand"
 	"net/http"
 	"strings"
-	"sync"
 
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/volume"
 
 	"github.com/ds01/ds01-proxy/policy"
 )
-
-// volumeLocks keep a user's volumes from being removed between their reservation
-// and the container that is to mount them: the name would be free for somebody
-// else. One lock per user: nobody else can remove them, so nobody else waits.
-type volumeLocks struct {
-	mu    sync.Mutex
-	locks map[string]*sync.RWMutex
-}
-
-func (l *volumeLocks) of(user string) *sync.RWMutex {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.locks == nil {
-		l.locks = make(map[string]*sync.RWMutex)
-	}
-	lock := l.locks[user]
-	if lock == nil {
-		lock = new(sync.RWMutex)
-		l.locks[user] = lock
-	}
-	return lock
-}
-
-// holdVolumes keeps the user's volumes from being removed, or with exclusive
-// from being used, until the Engine has answered.
-func (x *exchange) holdVolumes(exclusive bool) {
-	lock := x.srv.volumes.of(x.subject.User)
-	if exclusive {
-		lock.Lock()
-		x.release = lock.Unlock
-		return
-	}
-	lock.RLock()
-	x.release = lock.RUnlock
-}
 
 func (x *exchange) pathVolume(use policy.Use) (policy.Verdict, error) {
 	obj, err := x.srv.Resources.Volume(x.r.Context(), x.vars["ref"])
@@ -66,12 +31,16 @@ func readVolume(x *exchange) (policy.Verdict, error) {
 }
 
 func removeVolume(x *exchange) (policy.Verdict, error) {
-	x.holdVolumes(true)
+	if err := x.holdVolumes(removeVolumes, x.vars["ref"]); err != nil {
+		return policy.Verdict{}, err
+	}
 	return x.pathVolume(policy.Change)
 }
 
 func pruneVolumes(x *exchange) (policy.Verdict, error) {
-	x.holdVolumes(true)
+	if err := x.holdVolumes(removeVolumes); err != nil {
+		return policy.Verdict{}, err
+	}
 	return filterOwn(x)
 }
 
@@ -84,7 +53,18 @@ func createVolume(x *exchange) (policy.Verdict, error) {
 	if !v.Allowed() {
 		return v, nil
 	}
+	var names []string
+	if req.Name != "" {
+		names = []string{req.Name}
+	}
+	if err := x.holdVolumes(makeVolume, names...); err != nil {
+		return policy.Verdict{}, err
+	}
 	req.Labels = policy.OwnLabels(req.Labels, x.subject)
+	if policy.OwnedByEngine(&req) {
+		x.mark = rand.Text()
+		policy.MarkVolume(req.Labels, x.mark)
+	}
 	return v, x.encode(&req)
 }
 
@@ -109,6 +89,9 @@ func answerVolume(x *exchange, _ *upstream, resp *http.Response) error {
 		x.verdict = verdict
 		x.decided()
 	}
+	if x.mark != "" && v.Labels[policy.LabelVolumeMark] == x.mark {
+		x.madeVolume(v.Name)
+	}
 	return x.reply(resp, text)
 }
 
@@ -124,13 +107,21 @@ func (x *exchange) createVolumes(req *container.CreateRequest) (policy.Verdict, 
 	if len(refs) > maxReferences {
 		return policy.Verdict{}, badRequest("the request names %d volumes; %d is the most", len(refs), maxReferences)
 	}
-	if len(refs) > 0 {
-		x.holdVolumes(false)
+	names := make([]string, len(refs))
+	for i, ref := range refs {
+		names[i] = ref.Name
+	}
+	if err := x.holdVolumes(useVolumes, names...); err != nil {
+		return policy.Verdict{}, err
 	}
 	for _, ref := range refs {
-		obj, err := x.srv.Resources.ReserveVolume(x.r.Context(), ref.Name, policy.OwnLabels(nil, x.subject))
+		labels := policy.MarkVolume(policy.OwnLabels(nil, x.subject), rand.Text())
+		obj, made, err := x.srv.Resources.ReserveVolume(x.r.Context(), ref.Name, labels)
 		if err != nil {
 			return policy.Verdict{}, err
+		}
+		if made {
+			x.madeVolume(obj.ID)
 		}
 		x.touch(obj.ID)
 		v := policy.AccessObject(x.subject, obj, policy.Read, x.switches().UnownedResources)
@@ -141,6 +132,7 @@ func (x *exchange) createVolumes(req *container.CreateRequest) (policy.Verdict, 
 			verdict = v
 		}
 	}
+	x.srv.volumes.of(x.subject.User).learnt(x.volumeHold)
 	if req.HostConfig == nil {
 		req.HostConfig = &container.HostConfig{}
 	}

@@ -179,14 +179,16 @@ func (r *Resources) Volume(ctx context.Context, name string) (policy.Object, err
 }
 
 // ReserveVolume makes the volume with these labels, or finds the one that has the
-// name already: the Engine decides which, in one step.
-func (r *Resources) ReserveVolume(ctx context.Context, name string, labels map[string]string) (policy.Object, error) {
+// name already: the Engine decides which, in one step. Whether it was made shows by
+// the mark among the labels.
+func (r *Resources) ReserveVolume(ctx context.Context, name string, labels map[string]string) (obj policy.Object, made bool, err error) {
 	var v Volume
-	err := r.client.postJSON(ctx, "/volumes/create", map[string]any{"Name": name, "Labels": labels}, &v)
+	err = r.client.postJSON(ctx, "/volumes/create", map[string]any{"Name": name, "Labels": labels}, &v)
 	if err != nil {
-		return policy.Object{}, fmt.Errorf("reserve volume %q: %w", name, err)
+		return policy.Object{}, false, fmt.Errorf("reserve volume %q: %w", name, err)
 	}
-	return r.learnVolume(v), nil
+	mark := labels[policy.LabelVolumeMark]
+	return r.learnVolume(v), mark != "" && v.Labels[policy.LabelVolumeMark] == mark, nil
 }
 
 func (r *Resources) learnVolume(v Volume) policy.Object {
