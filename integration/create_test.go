@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -61,8 +63,12 @@ func createdBy(t *testing.T, socket, body string) inspection {
 // hers in her slice and with her label, and without the host settings that the
 // Engine itself would read from the top level.
 func TestCreateBecomesWhatTheBodySays(t *testing.T) {
-	// Host settings are other tests' matter.
-	p := configured(t, "profile: open\n")
+	// Host settings and limits are other tests' matter.
+	limits := filepath.Join(t.TempDir(), "limits.yaml")
+	if err := os.WriteFile(limits, []byte("default_group: student\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := configured(t, "profile: open\nlimits_file: "+limits+"\n")
 	m := bodies.NewMaker(createSeed)
 	both, refused := 0, 0
 	for range createCases {

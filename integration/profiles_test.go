@@ -114,8 +114,8 @@ func TestProfilesLetOrdinaryThingsWork(t *testing.T) {
 				all.Go(func() {
 					out, err := cmd.CombinedOutput()
 					printed[i] = own.Replace(mask(string(out)))
-					// What profiles take from every container.
-					printed[i] = strings.NewReplacer(`"CapDrop":["MKNOD"]`, `"CapDrop":null`, "00a80", "00a00").Replace(printed[i])
+					// What profiles take from every container, and limits give it.
+					printed[i] = strings.NewReplacer(`"CapDrop":["MKNOD"]`, `"CapDrop":null`, "00a80", "00a00", `"PidsLimit":4096`, `"PidsLimit":null`).Replace(printed[i])
 					if err != nil {
 						printed[i] += "\nscript: " + err.Error()
 					}

@@ -190,7 +190,7 @@ func TestAnEngineThatMapsUsers(t *testing.T) {
 	if !ok {
 		t.Fatal(out)
 	}
-	for _, want := range []string{"0\n", " 700000 ", "mine0:0\n", "/d/roots': Permission denied", "/d/remaps': Permission denied", "Value too large", "Operation not permitted"} {
+	for _, want := range []string{"0\n", " 700000 ", "mine0:0", "/d/roots': Permission denied", "/d/remaps': Permission denied", "Value too large", "Operation not permitted"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in:\n%s", want, out)
 		}

@@ -155,10 +155,12 @@ func (s *Stage) block(token string) error {
 // Ready makes sure that a bind is mounted: a container that is about to start must not
 // get the empty place.
 func (s *Stage) Ready(b Bind) error {
-	// Of two starts that need one bind, the second finds it there.
-	lock := &s.readying[b.Inode%uint64(len(s.readying))]
-	lock.Lock()
-	defer lock.Unlock()
+	// Starts that need one bind at a time make it ready together.
+	_, err, _ := s.readying.Do(b.Token, func() (any, error) { return nil, s.ready(b) })
+	return err
+}
+
+func (s *Stage) ready(b Bind) error {
 	s.mu.Lock()
 	blocked := s.blocked[b.Token]
 	s.mu.Unlock()

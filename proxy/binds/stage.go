@@ -16,6 +16,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"golang.org/x/sync/singleflight"
+
 	"github.com/ds01/ds01-proxy/proxy/statefile"
 )
 
@@ -54,8 +56,8 @@ type Stage struct {
 	now       func() time.Time
 	maps      namespaces
 
-	// readying are held by the binds that are made ready, by inode.
-	readying [64]sync.Mutex
+	// readying are the binds that are made ready, by token.
+	readying singleflight.Group
 
 	mu    sync.Mutex
 	binds map[string]*Bind
