@@ -20,10 +20,10 @@ func CommitChanges(changes []string) Verdict {
 			switch {
 			case line == "":
 			case !isWord(word), strings.HasSuffix(line, `\`):
-				return refuse("commit-changes", fmt.Sprintf("Permission denied: a change must be an instruction on a line of its own, without comments or continuations (%.200s).", line))
+				return refuseNamed("commit-changes", fmt.Sprintf("Permission denied: a change must be an instruction on a line of its own, without comments or continuations (%.200s).", line))
 			case strings.EqualFold(word, "LABEL"), strings.EqualFold(word, "ONBUILD") && strings.Contains(strings.ToLower(rest), "label"):
 				if strings.Contains(withoutQuotes(rest), "ds01.") || strings.ContainsAny(rest, `$\`) {
-					return refuse("commit-labels", fmt.Sprintf("Permission denied: labels that begin with ds01. are set by the server (%.200s). Leave them out, and write labels without variables.", line))
+					return refuseNamed("commit-labels", fmt.Sprintf("Permission denied: labels that begin with ds01. are set by the server (%.200s). Leave them out, and write labels without variables.", line))
 				}
 			}
 		}
@@ -63,7 +63,7 @@ func BuildContext(remote string, sw Switch) Verdict {
 	case remote == "", remote == "client-session", remote == "upload-request", sw == SwitchAllow:
 		return allow("build-context")
 	}
-	return refuse("build-context", "Permission denied: building from a URL is not allowed here. Clone or download it, and build from the directory.")
+	return refuseNamed("build-context", "Permission denied: building from a URL is not allowed here. Clone or download it, and build from the directory.")
 }
 
 // BuildNetwork decides about the network mode of a build; decided is false where
@@ -76,7 +76,7 @@ func BuildNetwork(p *Profile, mode string) (v Verdict, decided bool) {
 		if p.OwnershipOnly || allows(p.Network, "host") {
 			return allow("build-network"), true
 		}
-		return refuse("build-network", "Permission denied: build steps may not use the host's network here. Leave --network host out."), true
+		return refuseNamed("build-network", "Permission denied: build steps may not use the host's network here. Leave --network host out."), true
 	}
 	return Verdict{}, false
 }
@@ -96,7 +96,7 @@ func BuildKit(sw Switch) Verdict {
 	if sw == SwitchAllow {
 		return failOpen("buildkit", "builds.buildkit is allow: the steps run outside of the user's slice")
 	}
-	return refuse("buildkit", "Permission denied: BuildKit is off on this server. Build with DOCKER_BUILDKIT=0 docker build …, or COMPOSE_DOCKER_CLI_BUILD=0 with docker-compose.")
+	return refuseNamed("buildkit", "Permission denied: BuildKit is off on this server. Build with DOCKER_BUILDKIT=0 docker build …, or COMPOSE_DOCKER_CLI_BUILD=0 with docker-compose.")
 }
 
 // ImportSource decides about where an image is imported from.
@@ -104,7 +104,7 @@ func ImportSource(src string, sw Switch) Verdict {
 	if src == "-" || sw == SwitchAllow {
 		return allow("import-source")
 	}
-	return refuse("import-source", "Permission denied: importing from a URL is not allowed here. Download it, and use docker import FILE.")
+	return refuseNamed("import-source", "Permission denied: importing from a URL is not allowed here. Download it, and use docker import FILE.")
 }
 
 // BuildPull refuses a classic build that would pull the images it is built on anew,
@@ -113,7 +113,7 @@ func BuildPull(pull bool) Verdict {
 	if !pull {
 		return allow("build-pull")
 	}
-	return refuse("build-pull", "Permission denied: a build may not move tags that others use. Use docker pull for the image you build on, and build without --pull.")
+	return refuseNamed("build-pull", "Permission denied: a build may not move tags that others use. Use docker pull for the image you build on, and build without --pull.")
 }
 
 // BuildUlimits decides about the limits of a build's steps.

@@ -49,7 +49,7 @@ func LabelSize(labels map[string]string) Verdict {
 		size += len(k) + len(v)
 	}
 	if size > maxLabels {
-		return refuse("label-size", fmt.Sprintf("Permission denied: the labels have %d bytes and the limit is %d. Keep what is large in a file.", size, maxLabels))
+		return refuseNamed("label-size", fmt.Sprintf("Permission denied: the labels have %d bytes and the limit is %d. Keep what is large in a file.", size, maxLabels))
 	}
 	return allow("label-size")
 }

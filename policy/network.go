@@ -35,27 +35,27 @@ func BuiltInNetwork(name string) bool { return name == "bridge" || name == "host
 // NewNetwork decides whether a user who has count networks may make another.
 func NewNetwork(p *Profile, req *network.CreateRequest, rules NetworkRules, count int) Verdict {
 	if rules.MaxPerUser > 0 && count >= rules.MaxPerUser {
-		return refuse("network-count", fmt.Sprintf("Permission denied: you have %d networks and the limit is %d. Remove some with docker network rm, or docker network prune.", count, rules.MaxPerUser))
+		return refuseNamed("network-count", fmt.Sprintf("Permission denied: you have %d networks and the limit is %d. Remove some with docker network rm, or docker network prune.", count, rules.MaxPerUser))
 	}
 	if p.volumeOptions() {
 		return allow("new-network")
 	}
 	switch {
 	case req.Driver != "" && req.Driver != "bridge":
-		return refuse("network-driver", fmt.Sprintf("Permission denied: the network driver %q is not allowed here; use bridge.", req.Driver))
+		return refuseNamed("network-driver", fmt.Sprintf("Permission denied: the network driver %q is not allowed here; use bridge.", req.Driver))
 	case req.Scope != "" && req.Scope != "local", req.Ingress, req.ConfigOnly, req.ConfigFrom != nil:
-		return refuse("network-scope", "Permission denied: only local networks may be made here; swarm, ingress and config networks are for admins.")
+		return refuseNamed("network-scope", "Permission denied: only local networks may be made here; swarm, ingress and config networks are for admins.")
 	}
 	for _, key := range sortedKeys(req.Options) {
 		if !harmlessNetworkOptions[strings.ToLower(key)] {
-			return refuse("network-options", fmt.Sprintf("Permission denied: the network option %s is not allowed here, since it can touch the host's own interfaces. Leave it out.", key))
+			return refuseNamed("network-options", fmt.Sprintf("Permission denied: the network option %s is not allowed here, since it can touch the host's own interfaces. Leave it out.", key))
 		}
 	}
 	if req.IPAM == nil {
 		return allow("new-network")
 	}
 	if req.IPAM.Driver != "" && req.IPAM.Driver != "default" || len(req.IPAM.Options) > 0 {
-		return refuse("network-ipam", "Permission denied: only the default IPAM driver without options is allowed here.")
+		return refuseNamed("network-ipam", "Permission denied: only the default IPAM driver without options is allowed here.")
 	}
 	for _, c := range req.IPAM.Config {
 		if c.Subnet == "" && c.IPRange == "" && c.Gateway == "" && len(c.AuxAddress) == 0 {
@@ -72,7 +72,7 @@ func NewNetwork(p *Profile, req *network.CreateRequest, rules NetworkRules, coun
 func inPools(c network.IPAMConfig, pools []netip.Prefix) Verdict {
 	subnet, err := netip.ParsePrefix(c.Subnet)
 	if err != nil {
-		return refuse("network-subnet", fmt.Sprintf("Permission denied: %q is not a subnet in CIDR form.", c.Subnet))
+		return refuseNamed("network-subnet", fmt.Sprintf("Permission denied: %q is not a subnet in CIDR form.", c.Subnet))
 	}
 	names := make([]string, 0, len(pools))
 	for _, pool := range pools {
@@ -82,9 +82,9 @@ func inPools(c network.IPAMConfig, pools []netip.Prefix) Verdict {
 		names = append(names, pool.String())
 	}
 	if len(names) == 0 {
-		return refuse("network-subnet", fmt.Sprintf("Permission denied: the subnet %s cannot be chosen here. Leave it out; the Engine picks a free one.", c.Subnet))
+		return refuseNamed("network-subnet", fmt.Sprintf("Permission denied: the subnet %s cannot be chosen here. Leave it out; the Engine picks a free one.", c.Subnet))
 	}
-	return refuse("network-subnet", fmt.Sprintf("Permission denied: the subnet %s is not inside %s. Choose one there, or leave it out.", c.Subnet, strings.Join(names, ", ")))
+	return refuseNamed("network-subnet", fmt.Sprintf("Permission denied: the subnet %s is not inside %s. Choose one there, or leave it out.", c.Subnet, strings.Join(names, ", ")))
 }
 
 // NetworkReferences lists every place of a create request that names a network,

@@ -1,5 +1,7 @@
 package policy
 
+import "strings"
+
 // Outcome is what a rule decided. The zero value refuses.
 type Outcome uint8
 
@@ -43,3 +45,13 @@ func failOpen(rule, cause string) Verdict {
 
 // Pass is the verdict of a route that anybody may use.
 func Pass() Verdict { return allow("open-to-all") }
+
+// refuseNamed is refuse with the rule's name put at the end of the reason's first
+// sentence.
+func refuseNamed(rule, reason string) Verdict {
+	at := strings.Index(reason, ". ")
+	if at < 0 {
+		at = len(strings.TrimSuffix(reason, "."))
+	}
+	return refuse(rule, reason[:at]+" (rule "+rule+")"+reason[at:])
+}

@@ -20,11 +20,11 @@ func NewVolume(p *Profile, req *volume.CreateOptions) Verdict {
 	}
 	switch {
 	case req.ClusterVolumeSpec != nil:
-		return refuse("volume-driver", "Permission denied: cluster volumes are for admins only on this server.")
+		return refuseNamed("volume-driver", "Permission denied: cluster volumes are for admins only on this server.")
 	case !localDriver(req.Driver):
-		return refuse("volume-driver", fmt.Sprintf("Permission denied: the volume driver %q is not allowed here. Leave --driver out.", req.Driver))
+		return refuseNamed("volume-driver", fmt.Sprintf("Permission denied: the volume driver %q is not allowed here. Leave --driver out.", req.Driver))
 	case len(req.DriverOpts) > 0:
-		return refuse("volume-options", "Permission denied: options of the volume driver (--opt) are not allowed here, since they can mount any path of the host. Leave them out.")
+		return refuseNamed("volume-options", "Permission denied: options of the volume driver (--opt) are not allowed here, since they can mount any path of the host. Leave them out.")
 	}
 	return allow("new-volume")
 }
@@ -84,11 +84,11 @@ func VolumeDrivers(p *Profile, req *container.CreateRequest) Verdict {
 		return allow("volume-driver")
 	}
 	if !localDriver(hc.VolumeDriver) {
-		return refuse("volume-driver", fmt.Sprintf("Permission denied: the volume driver %q is not allowed here. Leave --volume-driver out.", hc.VolumeDriver))
+		return refuseNamed("volume-driver", fmt.Sprintf("Permission denied: the volume driver %q is not allowed here. Leave --volume-driver out.", hc.VolumeDriver))
 	}
 	for _, m := range hc.Mounts {
 		if m.Type == mount.TypeCluster {
-			return refuse("volume-driver", "Permission denied: cluster volumes are for admins only on this server.")
+			return refuseNamed("volume-driver", "Permission denied: cluster volumes are for admins only on this server.")
 		}
 		if m.VolumeOptions == nil || m.VolumeOptions.DriverConfig == nil {
 			continue
