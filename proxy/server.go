@@ -24,6 +24,9 @@ type Server struct {
 	routes     *router
 	hangups    *hangups
 	volumes    volumeLocks
+	// starts are held, by user, while containers start or go, and alone while an archive
+	// is made ready.
+	starts     volumeLocks
 	stagedPath *regexp.Regexp
 	// conns counts connections by user, open the descriptors of all, buffered the
 	// bytes of bodies by user.

@@ -54,6 +54,7 @@ type config struct {
 	Images            string               `yaml:"images"`
 	UnknownRoutes     string               `yaml:"unknown_routes"`
 	ContainerRoot     string               `yaml:"container_root"`
+	HostLinks         string               `yaml:"host_links"`
 	Networks          networksConfig       `yaml:"networks"`
 	Builds            buildsConfig         `yaml:"builds"`
 
@@ -147,7 +148,7 @@ func parseConfig(name string, text []byte) (*config, error) {
 		c.policies[name] = p.policy(name)
 	}
 	if c.Preset == "strict" {
-		c.UnownedContainers, c.UnownedResources, c.UnknownRoutes, c.ContainerRoot = "deny", "deny", "deny", "deny"
+		c.UnownedContainers, c.UnownedResources, c.UnknownRoutes, c.ContainerRoot, c.HostLinks = "deny", "deny", "deny", "deny", "deny"
 	}
 	return c, nil
 }
@@ -254,7 +255,7 @@ func (c *config) validate(root *yaml.Node) problems {
 		say([]string{"profile"}, "there is no profile %q", c.Profile)
 	}
 	for _, s := range []struct{ key, value string }{
-		{"unowned_containers", c.UnownedContainers}, {"unowned_resources", c.UnownedResources}, {"unknown_routes", c.UnknownRoutes}, {"container_root", c.ContainerRoot},
+		{"unowned_containers", c.UnownedContainers}, {"unowned_resources", c.UnownedResources}, {"unknown_routes", c.UnknownRoutes}, {"container_root", c.ContainerRoot}, {"host_links", c.HostLinks},
 	} {
 		if _, err := policy.ParseSwitch(s.value); err != nil {
 			say([]string{s.key}, "%v", err)
