@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -36,7 +38,10 @@ func (h *Host) Hold(dataRoot, merged string, sources []string) (*Hold, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	k := &Hold{host: h, merged: merged}
-	err = within(pid, func(*mountTable) error {
+	err = within(pid, func(mounts *mountTable) error {
+		if err := ownVolumes(filepath.Join(dataRoot, "volumes"), sources, mounts); err != nil {
+			return err
+		}
 		for _, source := range sources {
 			if info, err := os.Lstat(source); err != nil {
 				return fmt.Errorf("source of a mount: %w", err)
@@ -138,6 +143,35 @@ func (k *Hold) Clear() error {
 		}
 		return setAttr(k.merged, 0, unix.MOUNT_ATTR_NOSYMFOLLOW)
 	})
+}
+
+// ownVolumes makes the directory of volumes a private mount, if one is to be covered.
+// Containers' mounts of volumes are slaves of a shared one: a cover would come and go in
+// them too, and take the volume with it.
+func ownVolumes(dir string, sources []string, mounts *mountTable) error {
+	if !slices.ContainsFunc(sources, func(s string) bool { return strings.HasPrefix(s, dir+"/") }) {
+		return nil
+	}
+	list, err := mounts.read()
+	if err != nil {
+		return err
+	}
+	mounted, err := isMount(dir)
+	switch {
+	case err != nil:
+		return err
+	case mounted && !list.shared(dir):
+		return nil
+	case mounted || list.below(dir):
+		return fmt.Errorf("%s is shared or has mounts", dir)
+	}
+	if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("mount %s: %w", dir, err)
+	}
+	if err := unix.Mount("", dir, "", unix.MS_PRIVATE, ""); err != nil {
+		return errors.Join(fmt.Errorf("mount %s: %w", dir, err), detach(dir))
+	}
+	return nil
 }
 
 // cover mounts a directory over itself, following no links.

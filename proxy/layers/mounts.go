@@ -142,7 +142,10 @@ func (l mountList) below(path string) bool {
 
 func isMount(path string) (bool, error) {
 	var st unix.Statx_t
-	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, 0, &st); err != nil {
+	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, 0, &st); errors.Is(err, unix.ENOENT) {
+		// The Engine removes a container's place when it is unmounted.
+		return false, nil
+	} else if err != nil {
 		return false, fmt.Errorf("statx %s: %w", path, err)
 	}
 	if st.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT == 0 {
