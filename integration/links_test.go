@@ -14,8 +14,8 @@ import (
 	"github.com/ds01/ds01-proxy/integration/lab"
 )
 
-// rootsOwn is what only root may read, and hers is as long.
-const rootsOwn, hers = "only root's", "only alice's"
+// rootsOwn is what only root may read, and hers what alice has in its place.
+const rootsOwn, hers = "only of root", "only of alice"
 
 // A side is one way to the Engine: its own socket, or alice's.
 type side struct {
