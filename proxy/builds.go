@@ -32,6 +32,9 @@ func commitContainer(x *exchange) (policy.Verdict, error) {
 		return v, err
 	}
 	x.setQuery("container", obj.ID)
+	if v, err = also(v)(x.sealed("a commit")); err != nil || !v.Allowed() {
+		return v, err
+	}
 	tags, err := x.commitTag()
 	if err != nil || !tags.Allowed() || v.Outcome != policy.FailOpen {
 		return tags, err
@@ -71,6 +74,9 @@ func build(x *exchange) (policy.Verdict, error) {
 		return buildKit(x)
 	}
 	v, err := x.classicBuild()
+	if err == nil && v.Allowed() {
+		v, err = also(v)(x.sealed("a build"))
+	}
 	if v.Outcome == policy.Allow && tags.Outcome == policy.FailOpen {
 		v = tags
 	}
@@ -222,7 +228,7 @@ func buildKit(x *exchange) (policy.Verdict, error) {
 	if v, err := x.rootSteps(); err != nil || !v.Allowed() {
 		return v, err
 	}
-	return policy.BuildKit(x.switches().BuildKit), nil
+	return also(policy.BuildKit(x.switches().BuildKit))(x.sealed("a build"))
 }
 
 // setQuery sets a parameter to one value.

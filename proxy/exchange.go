@@ -89,7 +89,9 @@ type exchange struct {
 	images engine.ImageList
 
 	// forwarded is true once the Engine may have the request.
-	forwarded   bool
+	forwarded bool
+	// whole is true once the Engine's answer has been read to its end.
+	whole       bool
 	wroteHeader bool
 	recorded    bool
 	rec         audit.Record

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -22,6 +23,7 @@ import (
 	"github.com/ds01/ds01-proxy/proxy/binds"
 	"github.com/ds01/ds01-proxy/proxy/engine"
 	"github.com/ds01/ds01-proxy/proxy/images"
+	"github.com/ds01/ds01-proxy/proxy/layers"
 	"github.com/ds01/ds01-proxy/proxy/peercred"
 	"github.com/ds01/ds01-proxy/proxy/quota"
 )
@@ -39,7 +41,7 @@ var (
 
 // openSwitches fail open wherever that is the default.
 var openSwitches = Switches{
-	UnownedContainers: policy.SwitchAllow, UnownedResources: policy.SwitchAllow, UnknownRoutes: policy.SwitchAllow, BuildKit: policy.SwitchAllow, ContainerRoot: policy.SwitchAllow,
+	UnownedContainers: policy.SwitchAllow, UnownedResources: policy.SwitchAllow, UnknownRoutes: policy.SwitchAllow, BuildKit: policy.SwitchAllow, ContainerRoot: policy.SwitchAllow, HostLinks: policy.SwitchAllow,
 }
 
 // testTime is a time for tests.
@@ -113,7 +115,7 @@ func (f *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		reply(map[string]string{"Version": "fake", "ApiVersion": f.version, "MinAPIVersion": "1.12"})
 		return
 	case "Go-http-client/1.1 /info":
-		reply(map[string]string{"CgroupDriver": f.driver})
+		reply(map[string]string{"CgroupDriver": f.driver, "Driver": "overlay2"})
 		return
 	case "Go-http-client/1.1 /containers/json":
 		if strings.Contains(r.URL.Query().Get("filters"), "ancestor") {
@@ -384,7 +386,7 @@ func newBedOn(t *testing.T, fake *fakeEngine, options ...bedOption) *bed {
 		Stage: stage, Staged: stage, Remounter: stage, Users: engine.NewPasswd(engine.NewClient(b.engine.socket)), StageDir: stage.Dir(), SocketOf: b.socket,
 		Engine: b.engine.socket, Owners: b.index, Ledger: b.index, Resources: resources, Catalog: resources, Census: resources, Names: resources, Index: b.index, Directory: people{}, Recorder: b.records,
 		Quota: b.quota, Holdings: b.quota, GPUs: AsAsked{}, Slices: b.quota, Limits: b.quota,
-		Peers: b.peers, Processes: b.peers, Switches: openSwitches, Log: zap.NewNop(), Now: time.Now,
+		Peers: b.peers, Processes: b.peers, Layouts: engine.NewClient(b.engine.socket), Links: noLinks{}, Switches: openSwitches, Log: zap.NewNop(), Now: time.Now,
 	}
 	for _, opt := range options {
 		opt(&o)
@@ -486,3 +488,12 @@ func (b *bed) do(t *testing.T, method, target, body string) reply {
 	}
 	return b.raw(t, text+"\r\n"+body)
 }
+
+// noLinks stands for an Engine that follows none.
+type noLinks struct{}
+
+func (noLinks) Seal(string) error { return nil }
+func (noLinks) Hold(string, string, []string) (*layers.Hold, error) {
+	return nil, errors.New("this Engine has no layers")
+}
+func (noLinks) InUse(string, string) (bool, error) { return false, nil }

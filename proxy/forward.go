@@ -186,6 +186,7 @@ func (x *exchange) forward(out *outgoing, answer answer) error {
 		}
 		return err
 	}
+	x.whole = true
 	whole := true
 	if sending != nil {
 		// A client that waits for the answer before it sends on must get it.

@@ -142,6 +142,7 @@ func startContainer(x *exchange) (policy.Verdict, error) {
 	if err != nil || !gate.Allowed() || gate.Outcome == policy.FailOpen {
 		return gate, err
 	}
+	x.holdStart(obj.Owner)
 	return v, nil
 }
 
@@ -167,6 +168,7 @@ func changeName(x *exchange, name string) (policy.Verdict, error) {
 	obj, v, err := x.pathContainer(policy.Change)
 	if err == nil && v.Allowed() {
 		x.finish = x.srv.Ledger.BeginChange(obj.ID, name)
+		x.holdStart(obj.Owner)
 	}
 	return v, err
 }
@@ -254,10 +256,13 @@ func unmapped(b binds.Bind) bool { return b.Unmapped }
 // what its user may not.
 func readArchive(x *exchange) (policy.Verdict, error) {
 	obj, v, err := x.pathContainer(policy.Read)
-	if err == nil && v.Allowed() && slices.ContainsFunc(x.srv.Staged.Of(obj.ID), unmapped) {
+	if err != nil || !v.Allowed() {
+		return v, err
+	}
+	if slices.ContainsFunc(x.srv.Staged.Of(obj.ID), unmapped) {
 		return policy.CopyUnmapped(x.profile()), nil
 	}
-	return v, err
+	return also(v)(x.heldArchive(obj.ID, obj.Owner))
 }
 
 // exec resolves the exec in the path to its container's owner. Exec IDs have no

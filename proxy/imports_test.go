@@ -16,13 +16,14 @@ const module = "github.com/ds01/ds01-proxy/"
 // mayImport says which of our packages each of our packages may import: one way,
 // from cmd to policy.
 var mayImport = map[string][]string{
-	"cmd/ds01-proxy":  {"cgroupstat", "proxy", "proxy/audit", "proxy/binds", "proxy/engine", "proxy/images", "proxy/limits", "proxy/peercred", "proxy/quota", "proxy/users", "policy", "units"},
-	"proxy":           {"cgroupstat", "proxy/audit", "proxy/binds", "proxy/engine", "proxy/images", "proxy/peercred", "proxy/quota", "policy", "units"},
+	"cmd/ds01-proxy":  {"cgroupstat", "proxy", "proxy/audit", "proxy/binds", "proxy/engine", "proxy/images", "proxy/layers", "proxy/limits", "proxy/peercred", "proxy/quota", "proxy/users", "policy", "units"},
+	"proxy":           {"cgroupstat", "proxy/audit", "proxy/binds", "proxy/engine", "proxy/images", "proxy/layers", "proxy/peercred", "proxy/quota", "policy", "units"},
 	"proxy/quota":     {"cgroupstat", "policy"},
 	"proxy/audit":     {},
 	"proxy/engine":    {"policy"},
 	"proxy/images":    {"proxy/statefile"},
 	"proxy/binds":     {"proxy/statefile"},
+	"proxy/layers":    {},
 	"proxy/statefile": {},
 	"proxy/limits":    {"policy"},
 	"proxy/peercred":  {},
@@ -88,7 +89,7 @@ func TestInterfacesAreSmall(t *testing.T) {
 		"Recorder": numMethod[Recorder](), "Peers": numMethod[Peers](), "Processes": numMethod[Processes](),
 		"Resources": numMethod[Resources](), "Catalog": numMethod[Catalog](), "Census": numMethod[Census](), "Index": numMethod[Index](), "Names": numMethod[Names](),
 		"Images": numMethod[Images](), "Registry": numMethod[Registry](), "Tags": numMethod[Tags](), "Writings": numMethod[Writings](), "Forgetter": numMethod[Forgetter](),
-		"Stage": numMethod[Stage](), "Staged": numMethod[Staged](), "Remounter": numMethod[Remounter](), "Users": numMethod[Users](),
+		"Stage": numMethod[Stage](), "Staged": numMethod[Staged](), "Remounter": numMethod[Remounter](), "Users": numMethod[Users](), "Links": numMethod[Links](), "Layouts": numMethod[Layouts](),
 	} {
 		if methods == 0 || methods > 3 {
 			t.Errorf("%s has %d methods", name, methods)

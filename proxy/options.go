@@ -14,6 +14,7 @@ import (
 	"github.com/ds01/ds01-proxy/proxy/binds"
 	"github.com/ds01/ds01-proxy/proxy/engine"
 	"github.com/ds01/ds01-proxy/proxy/images"
+	"github.com/ds01/ds01-proxy/proxy/layers"
 	"github.com/ds01/ds01-proxy/proxy/peercred"
 	"github.com/ds01/ds01-proxy/proxy/quota"
 )
@@ -185,6 +186,21 @@ type Processes interface {
 	Destinations(ctx context.Context, containerID string) ([]string, error)
 }
 
+// Layouts says where a container is on the host.
+type Layouts interface {
+	Layout(ctx context.Context, containerID string) (engine.Layout, error)
+}
+
+// Links keeps the Engine from following links of containers on the host.
+type Links interface {
+	// Seal makes layers follow no links, for what the Engine reads of them.
+	Seal(dataRoot string) error
+	// Hold begins to keep the mounts of one request from following links.
+	Hold(dataRoot, merged string, sources []string) (*layers.Hold, error)
+	// InUse reports whether an unmounted container is still reached by somebody.
+	InUse(dataRoot, merged string) (bool, error)
+}
+
 // Switches say what happens where the proxy cannot know.
 type Switches struct {
 	UnownedContainers policy.Switch
@@ -197,6 +213,9 @@ type Switches struct {
 	// CgroupErrors is about users whose use cannot be read, or whose slice cannot be
 	// limited.
 	CgroupErrors policy.Switch
+	// HostLinks is about requests in which the Engine could be led out of a container by
+	// links, and the daemon cannot keep it from that.
+	HostLinks policy.Switch
 	// BuildKit is about build sessions, whose inside the proxy does not see.
 	BuildKit policy.Switch
 	// RemoteBuilds is about build contexts that the Engine fetches itself.
@@ -270,6 +289,8 @@ type Options struct {
 	Recorder  Recorder
 	Peers     Peers
 	Processes Processes
+	Links     Links
+	Layouts   Layouts
 	Switches  Switches
 	Networks  policy.NetworkRules
 	Quota     Quota

@@ -19,7 +19,10 @@ func putArchive(x *exchange) (policy.Verdict, error) {
 	if err == nil && v.Allowed() && slices.ContainsFunc(x.srv.Staged.Of(obj.ID), unmapped) {
 		return policy.CopyUnmapped(x.profile()), nil
 	}
-	if err != nil || !v.Allowed() || x.profile().OwnershipOnly || x.subject.Mode != policy.ModeFull {
+	if err != nil || !v.Allowed() {
+		return v, err
+	}
+	if v, err = also(v)(x.heldArchive(obj.ID, obj.Owner)); err != nil || !v.Allowed() || x.profile().OwnershipOnly || x.subject.Mode != policy.ModeFull {
 		return v, err
 	}
 	x.filterBody(copyPlain)

@@ -24,6 +24,9 @@ type Server struct {
 	routes     *router
 	hangups    *hangups
 	volumes    volumeBook
+	// starts are held, by user, while containers start or go, and alone while an archive
+	// is made ready.
+	starts     userLocks
 	stagedPath *regexp.Regexp
 	roots      roots
 	// conns counts connections by user, open the descriptors of all, buffered the

@@ -55,6 +55,7 @@ type config struct {
 	UnknownRoutes     string               `yaml:"unknown_routes"`
 	ContainerRoot     string               `yaml:"container_root"`
 	OnCgroupError     string               `yaml:"on_cgroup_error"`
+	HostLinks         string               `yaml:"host_links"`
 	Quota             quotaConfig          `yaml:"quota"`
 	Networks          networksConfig       `yaml:"networks"`
 	Builds            buildsConfig         `yaml:"builds"`
@@ -149,7 +150,7 @@ func parseConfig(name string, text []byte) (*config, error) {
 		c.policies[name] = p.policy(name)
 	}
 	if c.Preset == "strict" {
-		c.UnownedContainers, c.UnownedResources, c.UnknownRoutes, c.ContainerRoot, c.OnCgroupError = "deny", "deny", "deny", "deny", "deny"
+		c.UnownedContainers, c.UnownedResources, c.UnknownRoutes, c.ContainerRoot, c.OnCgroupError, c.HostLinks = "deny", "deny", "deny", "deny", "deny", "deny"
 	}
 	return c, nil
 }
@@ -262,7 +263,7 @@ func (c *config) validate(root *yaml.Node) problems {
 	}
 	for _, s := range []struct{ key, value string }{
 		{"unowned_containers", c.UnownedContainers}, {"unowned_resources", c.UnownedResources}, {"unknown_routes", c.UnknownRoutes}, {"container_root", c.ContainerRoot},
-		{"on_cgroup_error", c.OnCgroupError},
+		{"on_cgroup_error", c.OnCgroupError}, {"host_links", c.HostLinks},
 	} {
 		if _, err := policy.ParseSwitch(s.value); err != nil {
 			say([]string{s.key}, "%v", err)

@@ -49,7 +49,7 @@ func TestDefaultConfigHolds(t *testing.T) {
 		Admins:      adminsConfig{Users: []string{}, Groups: []string{"ds01-admin"}},
 		Enforcement: "full", EnforcementGroups: map[string]string{}, EnforcementUsers: map[string]string{},
 		Profile: "confined", ProfileGroups: map[string]string{}, ProfileUsers: map[string]string{},
-		Preset: "compatible", UnownedContainers: "allow", UnownedResources: "allow", Images: "shared", UnknownRoutes: "allow", ContainerRoot: "allow", OnCgroupError: "allow",
+		Preset: "compatible", UnownedContainers: "allow", UnownedResources: "allow", Images: "shared", UnknownRoutes: "allow", ContainerRoot: "allow", OnCgroupError: "allow", HostLinks: "allow",
 		Quota:    quotaConfig{Accounting: "usage", Count: "all", PageCache: "active", Slices: "transient"},
 		Networks: networksConfig{Pools: []string{}, MaxPerUser: 16},
 		Builds:   buildsConfig{BuildKit: "allow", Remote: "deny"},

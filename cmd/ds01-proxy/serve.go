@@ -22,6 +22,7 @@ import (
 	"github.com/ds01/ds01-proxy/proxy/binds"
 	"github.com/ds01/ds01-proxy/proxy/engine"
 	"github.com/ds01/ds01-proxy/proxy/images"
+	"github.com/ds01/ds01-proxy/proxy/layers"
 	"github.com/ds01/ds01-proxy/proxy/limits"
 	"github.com/ds01/ds01-proxy/proxy/peercred"
 	"github.com/ds01/ds01-proxy/proxy/quota"
@@ -71,6 +72,7 @@ type daemon struct {
 	server    *proxy.Server
 	sockets   *proxy.Sockets
 	stage     *binds.Stage
+	links     *layers.Host
 	metrics   *prometheus.Registry
 	// closers run in reverse when the daemon ends.
 	closers []func() error
@@ -82,6 +84,7 @@ type daemon struct {
 	feed                    *quota.Feed
 	slices                  *userSlices
 	slicing                 sync.Mutex
+	lastLinks               string
 }
 
 // flushEvery is how long an audit record may wait in memory.
@@ -139,7 +142,7 @@ func newDaemon(c *config) (_ *daemon, err error) {
 	if err != nil {
 		return nil, err
 	}
-	d.stage = stage
+	d.stage, d.links = stage, layers.New(c.enginePath(), stage.Dir())
 	d.index.Uses = func(id, owner string, tokens []string) {
 		d.noteErr("remember a container's binds", stage.Use(id, owner, tokens))
 	}
@@ -147,6 +150,7 @@ func newDaemon(c *config) (_ *daemon, err error) {
 	d.index.Known = func(exists func(string) bool) {
 		d.noteErr("take away unused binds", stage.Sweep(exists))
 		d.warnOfRoot()
+		d.warnOfLinks()
 	}
 	keeper, err := d.quotas(c, client)
 	if err != nil {
@@ -159,10 +163,10 @@ func newDaemon(c *config) (_ *daemon, err error) {
 		Stage: stage, Staged: stage, Remounter: stage, Users: engine.NewPasswd(client), StageDir: stage.Dir(), Private: []string{c.StateDir, c.RunDir},
 		Shared:   c.sharedPath(),
 		SocketOf: func(user string) string { return proxy.UserSocket(c.RunDir, user) },
-		Recorder: audit.New(records, d.log.Named("audit"), d.metrics), Peers: peers, Processes: client,
+		Recorder: audit.New(records, d.log.Named("audit"), d.metrics), Peers: peers, Processes: client, Layouts: client, Links: d.links,
 		Switches: proxy.Switches{
 			UnownedContainers: switchOf(c.UnownedContainers), UnownedResources: switchOf(c.UnownedResources),
-			UnknownRoutes: switchOf(c.UnknownRoutes), ContainerRoot: switchOf(c.ContainerRoot), CgroupErrors: switchOf(c.OnCgroupError),
+			UnknownRoutes: switchOf(c.UnknownRoutes), ContainerRoot: switchOf(c.ContainerRoot), HostLinks: switchOf(c.HostLinks), CgroupErrors: switchOf(c.OnCgroupError),
 			BuildKit: switchOf(c.Builds.BuildKit), RemoteBuilds: switchOf(c.Builds.Remote),
 		},
 		Networks: c.networkRules(), Quota: keeper, Holdings: keeper, GPUs: proxy.AsAsked{}, Slices: d.slices, Limits: d.limits,
@@ -237,28 +241,6 @@ func (d *daemon) run(ctx context.Context) error {
 	}
 	d.log.Info("ready", zap.Int("users", len(rows)), zap.String("engine", d.config.Engine), zap.String("run_dir", d.config.RunDir))
 	return d.keepUsers(ctx)
-}
-
-// warnOfRoot says once if containers' root is the host's.
-func (d *daemon) warnOfRoot() {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	st, err := d.index.State(ctx)
-	if err != nil {
-		return
-	}
-	if root, _, err := st.Remap(); err != nil || root != 0 {
-		d.noteErr("users of containers", err)
-		return
-	}
-	d.warned.Do(func() {
-		const fix = `set "userns-remap" in the Engine's daemon.json, or container_root: deny`
-		if switchOf(d.config.ContainerRoot) == policy.SwitchDeny {
-			d.log.Info("the Engine maps no users: containers must run as their users; with userns-remap they need not")
-			return
-		}
-		d.log.Warn("the Engine maps no users: root in a container is root of this host to its user's other processes", zap.String("fix", fix))
-	})
 }
 
 // noteErr puts an error that nobody waits for into the log.

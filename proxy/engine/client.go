@@ -171,6 +171,9 @@ type Info struct {
 	// name none.
 	NCPU           int
 	DefaultRuntime string
+	// Driver keeps layers, and DriverStatus is what it says of itself, in pairs.
+	Driver       string
+	DriverStatus [][]string
 }
 
 // Host is what rules about limits must know of the machine.
