@@ -212,11 +212,6 @@ type Quota interface {
 	Container(ctx context.Context, id string) (quota.Container, error)
 }
 
-// Holdings is told what containers hold from now on.
-type Holdings interface {
-	Changed(containerID string, memory int64, restarts bool)
-}
-
 // Slices makes sure that a user's slice is there, with its limits.
 type Slices interface {
 	Ensure(ctx context.Context, s *policy.Subject, a *policy.Aggregate) error
@@ -254,7 +249,6 @@ type Options struct {
 	Switches  Switches
 	Networks  policy.NetworkRules
 	Quota     Quota
-	Holdings  Holdings
 	Slices    Slices
 	Limits    Limits
 	// StageDir is the staging directory, Private the server's own ones, which are never

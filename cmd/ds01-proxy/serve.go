@@ -165,7 +165,7 @@ func newDaemon(c *config) (_ *daemon, err error) {
 			UnknownRoutes: switchOf(c.UnknownRoutes), ContainerRoot: switchOf(c.ContainerRoot), CgroupErrors: switchOf(c.OnCgroupError),
 			BuildKit: switchOf(c.Builds.BuildKit), RemoteBuilds: switchOf(c.Builds.Remote),
 		},
-		Networks: c.networkRules(), Quota: keeper, Holdings: keeper, Slices: d.slices, Limits: d.limits,
+		Networks: c.networkRules(), Quota: keeper, Slices: d.slices, Limits: d.limits,
 		Log: d.log, Now: time.Now,
 	})
 	if err != nil {
