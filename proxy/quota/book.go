@@ -25,8 +25,10 @@ type Container struct {
 	Began time.Time
 	// GPUs are those that it asks for.
 	GPUs policy.GPUAsk
-	// noted is when the book heard of it last, raised when of a larger limit.
+	// noted is when the book heard of it last, raised when of a larger limit, and rise by
+	// how much that one was larger.
 	noted, raised time.Time
+	rise          int64
 	// Step is true for containers that the Engine makes by itself, for a build.
 	Step bool
 }
@@ -34,13 +36,20 @@ type Container struct {
 // may reports whether a container that does not run may yet, without anybody's asking.
 func (c *Container) may() bool { return c.Fresh || c.Restarts }
 
-// settle is how long after a container's start, or a rise of its limit, the limit counts in
-// the place of its use: programs take their memory in their first minute.
+// settle is how long after a container's start its limit counts in the place of its use, and
+// how long a rise of the limit counts beside it: programs take their memory in their first
+// minute.
 const settle = time.Minute
 
 // young reports whether a container's use says little yet.
-func (c *Container) young(now time.Time) bool {
-	return c.Running && (now.Sub(c.Began) < settle || now.Sub(c.raised) < settle)
+func (c *Container) young(now time.Time) bool { return c.Running && now.Sub(c.Began) < settle }
+
+// risen is by how much the limit rose of late.
+func (c *Container) risen(now time.Time) int64 {
+	if now.Sub(c.raised) < settle {
+		return c.rise
+	}
+	return 0
 }
 
 // weight is what counts of a container's memory, each where it has no limit.
@@ -138,7 +147,7 @@ func (b *Book) put(c Container) {
 	now := b.now()
 	if a := b.owner[c.ID]; a != nil {
 		was := a.containers[c.ID]
-		if c.raised = was.raised; c.Memory > was.Memory {
+		if c.raised, c.rise = was.raised, max(0, was.risen(now)+c.Memory-was.Memory); c.Memory > was.Memory {
 			c.raised = now
 		}
 		delete(a.containers, c.ID)

@@ -7,7 +7,9 @@ type decision struct {
 	policy.Gate
 	ask  Ask
 	each int64
-	p    *promise
+	// own is what single containers use.
+	own map[string]int64
+	p   *promise
 	// standing is what it was held against.
 	standing policy.Standing
 	// free is true where nothing more is wanted of the user's memory.
@@ -18,12 +20,12 @@ type decision struct {
 var pass = policy.Verdict{Outcome: policy.Allow, Rule: "quota"}
 
 // make asks the rules; fill adds to a standing what the slice uses. b.mu is held.
-func (d *decision) make(b *Book, a *account, fill func(*policy.Standing), own map[string]int64) policy.Verdict {
+func (d *decision) make(b *Book, a *account, fill func(*policy.Standing)) policy.Verdict {
 	except := d.ask.Container
 	if d.ask.Update || d.ask.Unpause {
 		except = ""
 	}
-	d.standing = b.standing(a, except, d.each, own)
+	d.standing = b.standing(a, except, d.each, d.own)
 	fill(&d.standing)
 	c := a.containers[d.ask.Container]
 	switch {
@@ -42,7 +44,7 @@ func (d *decision) make(b *Book, a *account, fill func(*policy.Standing), own ma
 		}
 		return d.share(d.ask.Memory, d.ask.GPUs)
 	}
-	return d.start(a, c)
+	return d.start(b, a, c)
 }
 
 // share asks about GPUs and memory.
@@ -54,7 +56,7 @@ func (d *decision) share(memory int64, gpus policy.GPUAsk) policy.Verdict {
 }
 
 // start decides about the start of a container, nil where the book does not have it.
-func (d *decision) start(a *account, c *Container) policy.Verdict {
+func (d *decision) start(b *Book, a *account, c *Container) policy.Verdict {
 	id, memory, gpus := d.ask.Container, d.ask.Memory, d.ask.GPUs
 	if c != nil {
 		memory, gpus = c.Memory, c.GPUs
@@ -66,9 +68,13 @@ func (d *decision) start(a *account, c *Container) policy.Verdict {
 	memory = max(memory, a.promised()[id].memory)
 	*d.p = promise{of: id, starts: true, holds: true, memory: memory, gpus: gpus.Count}
 	if c != nil && c.Running {
-		// It has what it asks for.
-		d.free = true
-		return pass
+		if d.Accounting == policy.AccountCommitted || c.young(b.now()) {
+			// It has what it asks for.
+			d.free = true
+			return pass
+		}
+		// What counts of it is its use, if it has not just died.
+		return d.Memory(d.standing, max(0, memory-d.own[id]))
 	}
 	if d.CountRunning {
 		if v := d.Containers(d.standing); !v.Allowed() {
@@ -82,7 +88,8 @@ func (d *decision) start(a *account, c *Container) policy.Verdict {
 // on.
 func (d *decision) update(b *Book, a *account, c *Container) policy.Verdict {
 	*d.p = promise{of: d.ask.Container, limit: d.ask.Memory, memory: d.ask.Memory, restarts: d.ask.Restarts, version: b.version(d.ask.Container)}
-	if c == nil {
+	unknown := c == nil
+	if unknown {
 		c = &Container{}
 	}
 	other := a.promised()[d.ask.Container]
@@ -98,7 +105,7 @@ func (d *decision) update(b *Book, a *account, c *Container) policy.Verdict {
 	if counted {
 		before = max(c.weight(d.each), other.memory)
 	}
-	d.p.holds = changed.Running || changed.may() || other.holds
+	d.p.holds = changed.Running || changed.may() || other.holds || unknown
 	if d.p.holds {
 		after = max(changed.weight(d.each), other.memory)
 	}

@@ -75,15 +75,14 @@ func (k *Keeper) Reserve(ctx context.Context, s *policy.Subject, ask Ask) (*Hold
 		Gate: policy.Gate{Limits: &limits, Accounting: k.Accounting, CountRunning: k.CountRunning},
 		ask:  ask, each: each(&limits), p: &promise{},
 	}
-	var own map[string]int64
 	if limits.Aggregate != nil && k.Accounting == policy.AccountUsage {
 		// Before the slice: what they take in between counts rather twice than not at all.
-		own = k.own(s, a)
+		d.own = k.own(s, a, ask.Container)
 	}
 	usage, unread := k.read(s, &limits)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	verdict := d.make(b, a, func(st *policy.Standing) { k.fill(st, usage) }, own)
+	verdict := d.make(b, a, func(st *policy.Standing) { k.fill(st, usage) })
 	if verdict.Allowed() && unread != nil && !d.free {
 		verdict = policy.UnreadableUsage(unread, k.OnError)
 	}
@@ -167,14 +166,14 @@ func (k *Keeper) counted(u cgroupstat.Usage) int64 {
 	return u.Used()
 }
 
-// own is what each young container uses by itself; nothing where that cannot be read, so
-// that its whole limit counts. The book is not held meanwhile.
-func (k *Keeper) own(s *policy.Subject, a *account) map[string]int64 {
+// own is what each young container, and the one with that ID, uses by itself; nothing where
+// that cannot be read, so that its whole limit counts. The book is not held meanwhile.
+func (k *Keeper) own(s *policy.Subject, a *account, also string) map[string]int64 {
 	var young []string
 	k.Book.mu.Lock()
 	now := k.Book.now()
 	for id, c := range a.containers {
-		if c.young(now) {
+		if c.young(now) || c.Running && id == also {
 			young = append(young, id)
 		}
 	}
@@ -210,7 +209,7 @@ func (k *Keeper) Report(ctx context.Context, s *policy.Subject) (Report, error) 
 	b.mu.Lock()
 	a := b.account(s.User)
 	b.mu.Unlock()
-	own := k.own(s, a)
+	own := k.own(s, a, "")
 	usage, err := k.Reader.Read(k.SliceOf(s))
 	if err != nil {
 		r.Unread = err.Error()

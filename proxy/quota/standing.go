@@ -78,7 +78,7 @@ func (b *Book) standing(a *account, except string, each int64, own map[string]in
 		case c.young(b.now()):
 			pending = max(0, committed-own[id])
 		default:
-			pending = committed - c.weight(each)
+			pending = min(committed, committed-c.weight(each)+c.risen(b.now()))
 		}
 		if c.Step {
 			steps.pending, steps.committed = policy.Sum(steps.pending, pending), policy.Sum(steps.committed, committed)
