@@ -21,6 +21,7 @@ var pass = policy.Verdict{Outcome: policy.Allow, Rule: "quota"}
 
 // make asks the rules; fill adds to a standing what the slice uses. b.mu is held.
 func (d *decision) make(b *Book, a *account, fill func(*policy.Standing)) policy.Verdict {
+	d.p, d.free = &promise{}, false
 	except := d.ask.Container
 	if d.ask.Update || d.ask.Unpause {
 		except = ""

@@ -73,25 +73,38 @@ func (k *Keeper) Reserve(ctx context.Context, s *policy.Subject, ask Ask) (*Hold
 	limits := k.LimitsOf(s.User, s.Group)
 	d := decision{
 		Gate: policy.Gate{Limits: &limits, Accounting: k.Accounting, CountRunning: k.CountRunning},
-		ask:  ask, each: each(&limits), p: &promise{},
+		ask:  ask, each: each(&limits),
 	}
-	if limits.Aggregate != nil && k.Accounting == policy.AccountUsage {
-		// Before the slice: what they take in between counts rather twice than not at all.
+	verdict := k.attempt(s, a, &d)
+	if !verdict.Allowed() && k.Accounting == policy.AccountUsage {
+		// The limits of young containers were held against it. What they use by themselves
+		// takes longer to read, and is read before the slice: what they take in between
+		// counts rather twice than not at all.
 		d.own = k.own(s, a, ask.Container)
+		verdict = k.attempt(s, a, &d)
 	}
-	usage, unread := k.read(s, &limits)
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	verdict := d.make(b, a, func(st *policy.Standing) { k.fill(st, usage) })
+	if !verdict.Allowed() {
+		b.mu.Lock()
+		a.refused, a.refusedAt = verdict, k.Now()
+		b.mu.Unlock()
+		return nil, verdict, nil
+	}
+	return &Hold{book: b, a: a, p: d.p, Warning: d.PIDsWarning(d.standing)}, verdict, nil
+}
+
+// attempt decides, and makes the promise where the request is allowed.
+func (k *Keeper) attempt(s *policy.Subject, a *account, d *decision) policy.Verdict {
+	usage, unread := k.read(s, d.Limits)
+	k.Book.mu.Lock()
+	defer k.Book.mu.Unlock()
+	verdict := d.make(k.Book, a, func(st *policy.Standing) { k.fill(st, usage) })
 	if verdict.Allowed() && unread != nil && !d.free {
 		verdict = policy.UnreadableUsage(unread, k.OnError)
 	}
-	if !verdict.Allowed() {
-		a.refused, a.refusedAt = verdict, k.Now()
-		return nil, verdict, nil
+	if verdict.Allowed() {
+		a.promises[d.p] = struct{}{}
 	}
-	a.promises[d.p] = struct{}{}
-	return &Hold{book: b, a: a, p: d.p, Warning: d.PIDsWarning(d.standing)}, verdict, nil
+	return verdict
 }
 
 // each is what counts of containers that have no limit.
