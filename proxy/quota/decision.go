@@ -106,7 +106,8 @@ func (d *decision) update(b *Book, a *account, c *Container) policy.Verdict {
 	if counted {
 		before = max(c.weight(d.each), other.memory)
 	}
-	d.p.holds = changed.Running || changed.may() || other.holds || unknown
+	// What counts now may run before the change of its restart policy is made.
+	d.p.holds = counted || changed.may() || unknown
 	if d.p.holds {
 		after = max(changed.weight(d.each), other.memory)
 	}
