@@ -40,8 +40,9 @@ func (h *Hold) Started() {
 	h.change(func(c *Container) { c.Running, c.Fresh, c.Began = true, false, h.book.now() })
 }
 
-// Updated ends a promise: the container's limit, and whether the Engine may start it by
-// itself, are what was asked for.
+// Updated ends a promise: the container's limit, and that the Engine may start it by itself,
+// are what was asked for. That it may not any more is believed once the Engine says so: it
+// may just have done it.
 func (h *Hold) Updated() {
 	h.change(func(c *Container) {
 		// Of two changes at once nobody knows which the Engine made last.
@@ -49,9 +50,7 @@ func (h *Hold) Updated() {
 		if h.p.limit > c.Memory || h.p.limit > 0 && alone {
 			c.Memory = h.p.limit
 		}
-		if h.p.restarts != nil && (*h.p.restarts || alone) {
-			c.Restarts = *h.p.restarts
-		}
+		c.Restarts = c.Restarts || h.p.restarts != nil && *h.p.restarts
 	})
 }
 
