@@ -147,8 +147,12 @@ func (b *Book) put(c Container) {
 	now := b.now()
 	if a := b.owner[c.ID]; a != nil {
 		was := a.containers[c.ID]
-		if c.raised, c.rise = was.raised, max(0, was.risen(now)+c.Memory-was.Memory); c.Memory > was.Memory {
-			c.raised = now
+		c.raised, c.rise = was.raised, was.risen(now)
+		if was.Memory > 0 {
+			// No limit is no less than one.
+			if c.rise = max(0, c.rise+c.Memory-was.Memory); c.Memory > was.Memory {
+				c.raised = now
+			}
 		}
 		delete(a.containers, c.ID)
 	}
