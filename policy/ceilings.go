@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,6 +21,10 @@ type Host struct {
 
 // cpuPeriod is the Engine's period for --cpu-quota where none is given, in µs.
 const cpuPeriod = 100_000
+
+// leastCPUs is the least share of a CPU that the kernel keeps, in billionths. The Engine
+// rounds a smaller one down in µs of its period, and 0 of these are no limit.
+const leastCPUs = 10_000_000
 
 // ceiling is the refusal of what is over a limit for one container.
 func ceiling(field, asked, most string) Verdict {
@@ -86,15 +91,25 @@ func resourceCeilings(l *ContainerLimits, host Host, r *container.Resources, fil
 
 func ptr[T any](v T) *T { return &v }
 
+// memory is the most that one container may take, nil for no limit: memory with swap is
+// no less than memory.
+func (l *ContainerLimits) memory() *int64 {
+	if l.Memory == nil || l.MemorySwap != nil && *l.MemorySwap < *l.Memory {
+		return l.MemorySwap
+	}
+	return l.Memory
+}
+
 func memoryCeilings(l *ContainerLimits, r *container.Resources, fill bool) Verdict {
-	if l.Memory != nil {
+	most := l.memory()
+	if most != nil {
 		switch {
 		case r.Memory < 0:
-			return unlimited("--memory", strconv.FormatInt(r.Memory, 10), Bytes(*l.Memory))
-		case r.Memory > *l.Memory:
-			return ceiling("--memory", Bytes(r.Memory), Bytes(*l.Memory))
+			return unlimited("--memory", strconv.FormatInt(r.Memory, 10), Bytes(*most))
+		case r.Memory > *most:
+			return ceiling("--memory", Bytes(r.Memory), Bytes(*most))
 		case r.Memory == 0 && fill:
-			r.Memory = *l.Memory
+			r.Memory = *most
 		}
 	}
 	if l.MemorySwap == nil {
@@ -105,16 +120,10 @@ func memoryCeilings(l *ContainerLimits, r *container.Resources, fill bool) Verdi
 		return unlimited("--memory-swap", strconv.FormatInt(r.MemorySwap, 10), Bytes(*l.MemorySwap))
 	case r.MemorySwap > *l.MemorySwap:
 		return ceiling("--memory-swap", Bytes(r.MemorySwap), Bytes(*l.MemorySwap))
-	case r.MemorySwap == 0 && r.Memory > *l.MemorySwap:
-		return ceiling("--memory", Bytes(r.Memory), Bytes(*l.MemorySwap)+" with swap")
 	case r.MemorySwap == 0 && r.Memory > 0:
 		// The Engine would give it as much swap again. It gets as much as the limits
 		// leave beside their memory.
-		swap := int64(0)
-		if l.Memory != nil {
-			swap = max(0, *l.MemorySwap-*l.Memory)
-		}
-		r.MemorySwap = min(r.Memory+swap, *l.MemorySwap)
+		r.MemorySwap = r.Memory + *l.MemorySwap - *most
 	}
 	return allow("container-limits")
 }
@@ -137,6 +146,8 @@ func cpuCeilings(l *ContainerLimits, host Host, r *container.Resources, fill boo
 		return unlimited("--cpus", cpus(r.NanoCPUs), cpus(most))
 	case r.NanoCPUs > *l.NanoCPUs:
 		return ceiling("--cpus", cpus(r.NanoCPUs), cpus(most))
+	case r.NanoCPUs > 0 && r.NanoCPUs < leastCPUs:
+		return refuse("container-limits", fmt.Sprintf("Permission denied: --cpus %s is below %s, the least that can be kept (rule container-limits).", cpus(r.NanoCPUs), cpus(leastCPUs)))
 	case quota < 0:
 		return unlimited("--cpu-quota", strconv.FormatInt(quota, 10), cpus(most)+" CPUs")
 	case quota > 0 && float64(quota)/float64(period) > float64(*l.NanoCPUs)/1e9:
@@ -144,6 +155,9 @@ func cpuCeilings(l *ContainerLimits, host Host, r *container.Resources, fill boo
 	case !fill && r.CPUPeriod > 0 && quota == 0:
 		// The quota that the container has would be another share of a CPU.
 		return refuse("container-limits", "Permission denied: --cpu-period without --cpu-quota changes how many CPUs the container has (rule container-limits). Give both, or --cpus.")
+	case !fill && r.CPUPeriod == 0 && quota > 0:
+		// Of the period that the container has it would be another share.
+		r.CPUPeriod = cpuPeriod
 	case !fill, r.NanoCPUs > 0, quota > 0:
 	case r.CPUPeriod > 0:
 		r.CPUQuota = int64(float64(period) * float64(most) / 1e9)
@@ -156,17 +170,29 @@ func cpuCeilings(l *ContainerLimits, host Host, r *container.Resources, fill boo
 // cpus words billionths of a CPU.
 func cpus(nano int64) string { return strconv.FormatFloat(float64(nano)/1e9, 'f', -1, 64) }
 
-// tmpfsCeilings holds file systems in memory against the limit for memory, which pays
-// for them; those without a size get it.
+// tmpfsMost is how much a file system in memory may hold at a target: memory pays for it,
+// and what stands at /dev/shm takes the place of shared memory.
+func tmpfsMost(l *ContainerLimits, hc *container.HostConfig, target string) (most int64, limited bool) {
+	most = math.MaxInt64
+	if memory := l.memory(); memory != nil {
+		if most = *memory; hc.Memory > 0 {
+			most = min(most, hc.Memory)
+		}
+	}
+	if l.ShmSize != nil && cleanTarget(target) == "/dev/shm" {
+		most = min(most, *l.ShmSize)
+	}
+	return most, most < math.MaxInt64
+}
+
+// tmpfsCeilings holds file systems in memory against the limits; those without a size
+// get it.
 func tmpfsCeilings(l *ContainerLimits, hc *container.HostConfig) Verdict {
-	if l.Memory == nil {
-		return allow("container-limits")
-	}
-	most := *l.Memory
-	if hc.Memory > 0 {
-		most = min(most, hc.Memory)
-	}
 	for _, target := range sortedKeys(hc.Tmpfs) {
+		most, limited := tmpfsMost(l, hc, target)
+		if !limited {
+			continue
+		}
 		options := strings.Split(hc.Tmpfs[target], ",")
 		has := false
 		for i, o := range options {
@@ -196,9 +222,19 @@ func tmpfsCeilings(l *ContainerLimits, hc *container.HostConfig) Verdict {
 		if m.Type != mount.TypeTmpfs {
 			continue
 		}
+		most, limited := tmpfsMost(l, hc, m.Target)
+		if !limited {
+			continue
+		}
 		options := mount.TmpfsOptions{}
 		if m.TmpfsOptions != nil {
 			options = *m.TmpfsOptions
+		}
+		for _, o := range options.Options {
+			// They are joined to the size by commas, and the last size would count.
+			if text := strings.Join(o, "="); strings.Contains(text, ",") || slices.Contains([]string{"size", "nr_blocks", "huge"}, strings.SplitN(text, "=", 2)[0]) {
+				return refuse("container-limits", fmt.Sprintf("Permission denied: --mount type=tmpfs,target=%s with the option %q is not allowed here (rule container-limits). Use tmpfs-size.", m.Target, text))
+			}
 		}
 		switch {
 		case options.SizeBytes < 0 || options.SizeBytes > most:

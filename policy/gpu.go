@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"path"
 	"slices"
 	"strings"
 
@@ -23,6 +24,9 @@ type GPUAsk struct {
 // Any reports whether GPUs are asked for.
 func (a GPUAsk) Any() bool { return a.All || a.Count > 0 }
 
+// mostGPUs is more than any machine has.
+const mostGPUs = 1 << 20
+
 // visibleDevices is the variable by which nvidia's runtime is asked.
 const visibleDevices = "NVIDIA_VISIBLE_DEVICES"
 
@@ -32,13 +36,14 @@ const visibleDevices = "NVIDIA_VISIBLE_DEVICES"
 func AskedGPUs(req *container.CreateRequest, imageEnv []string, host Host) GPUAsk {
 	var ask GPUAsk
 	named := make(map[string]bool)
-	name := func(field string, ids ...string) {
-		for _, id := range ids {
+	name := func(field, ids string) {
+		// Nvidia's driver joins the IDs with commas, and so would several in one be read.
+		for id := range strings.SplitSeq(ids, ",") {
 			id = strings.TrimPrefix(strings.TrimSpace(id), "nvidia.com/gpu=")
 			switch {
 			case id == "":
 				continue
-			case id == "all":
+			case id == "all", strings.HasSuffix(id, "=all"):
 				ask.All = true
 			case !named[id]:
 				named[id] = true
@@ -55,27 +60,30 @@ func AskedGPUs(req *container.CreateRequest, imageEnv []string, host Host) GPUAs
 	for _, d := range hc.DeviceRequests {
 		switch {
 		case len(d.DeviceIDs) > 0:
-			name("--gpus device="+strings.Join(d.DeviceIDs, ","), d.DeviceIDs...)
+			ids := strings.Join(d.DeviceIDs, ",")
+			name("--gpus device="+ids, ids)
 		case d.Count < 0:
 			ask.All, ask.Field = true, "--gpus all"
 		case d.Count > 0:
-			ask.Count += d.Count
+			ask.Count = min(ask.Count+min(d.Count, mostGPUs), mostGPUs)
 			ask.Field = "--gpus"
 		}
 	}
 	for _, d := range hc.Devices {
-		if id, ok := strings.CutPrefix(d.PathOnHost, "/dev/nvidia"); ok {
-			if numbered(id) {
-				name("--device "+d.PathOnHost, id)
-			} else if d.PathOnHost == "/dev/nvidia-caps" {
-				ask.All, ask.Field = true, "--device "+d.PathOnHost
-			}
+		node := path.Clean(d.PathOnHost)
+		id, gpu := strings.CutPrefix(node, "/dev/nvidia")
+		switch {
+		case gpu && numbered(id):
+			name("--device "+d.PathOnHost, id)
+		case node == "/dev", node == "/dev/nvidia-caps":
+			// The Engine gives all nodes in a directory.
+			ask.All, ask.Field = true, "--device "+d.PathOnHost
 		}
 	}
 	if Nvidia(hc.Runtime, host) && !ask.Any() {
 		// What asks otherwise has its own say about the variable; see GrantGPUs.
 		if value, where, ok := visible(req, imageEnv); ok && !slices.Contains([]string{"", "void", "none"}, value) {
-			name(where, strings.Split(value, ",")...)
+			name(where, value)
 			ask.ByEnv = ask.Any()
 		}
 	}
@@ -96,7 +104,9 @@ func GrantGPUs(req *container.CreateRequest, asked GPUAsk, may bool, host Host) 
 	if asked.ByEnv && !may {
 		asked = GPUAsk{}
 	}
-	if Nvidia(req.HostConfig.Runtime, host) && len(req.HostConfig.DeviceRequests) == 0 && !asked.ByEnv {
+	if Nvidia(req.HostConfig.Runtime, host) && !asked.ByEnv {
+		// Where a device request is the driver's, the Engine adds what it comes to, and
+		// the last word counts.
 		hideGPUs(req)
 	}
 	return asked

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"math"
 	"strings"
 
 	"github.com/docker/docker/api/types/container"
@@ -39,8 +40,9 @@ type Standing struct {
 	Pending, Committed int64
 	// PIDs are processes and threads.
 	PIDs int64
-	// Containers and Running are numbers of containers, Arriving of those being made.
-	Containers, Running, Arriving int
+	// Containers and Running are numbers of containers, Arriving of those being made, and
+	// Starting of those being started that do not run yet.
+	Containers, Running, Arriving, Starting int
 	// GPUs are held, by whom says Holders.
 	GPUs    float64
 	Holders []string
@@ -54,6 +56,14 @@ type Gate struct {
 	CountRunning bool
 }
 
+// Sum adds what is not negative, and stops at the largest number.
+func Sum(a, b int64) int64 {
+	if a > math.MaxInt64-b {
+		return math.MaxInt64
+	}
+	return a + b
+}
+
 // Memory decides whether a user may have requested bytes more, 0 for a container that has
 // no limit of its own.
 func (g Gate) Memory(s Standing, requested int64) Verdict {
@@ -63,7 +73,7 @@ func (g Gate) Memory(s Standing, requested int64) Verdict {
 		return allow(rule)
 	}
 	limit := *a.MemoryMax
-	counted := s.Used + s.Pending
+	counted := Sum(s.Used, s.Pending)
 	what := fmt.Sprintf("Current usage: %s (with page cache %s)", Bytes(s.Used), Bytes(s.Current))
 	if s.Pending > 0 {
 		what += fmt.Sprintf(", promised to containers that were just made or started: %s", Bytes(s.Pending))
@@ -99,14 +109,14 @@ func (g Gate) Unpause(s Standing) Verdict {
 // Containers decides whether a user may have one more container.
 func (g Gate) Containers(s Standing) Verdict {
 	const rule = "container-quota"
-	have, which, free := s.Containers, "containers", "Remove one that you do not need with docker rm; docker ps -a lists them, stopped ones too."
+	have, coming, which, free := s.Containers, s.Arriving, "containers", "Remove one that you do not need with docker rm; docker ps -a lists them, stopped ones too."
 	if g.CountRunning {
-		have, which, free = s.Running, "running containers", "Stop one that you do not need with docker stop; docker ps lists them."
+		have, coming, which, free = s.Running, s.Arriving+s.Starting, "running containers", "Stop one that you do not need with docker stop; docker ps lists them."
 	}
-	if most := g.Limits.MaxContainers; most != nil && have+s.Arriving >= *most {
+	if most := g.Limits.MaxContainers; most != nil && have+coming >= *most {
 		text := fmt.Sprintf("Container quota exceeded (rule %s): you have %d %s", rule, have, which)
-		if s.Arriving > 0 {
-			text += fmt.Sprintf(" and %d are being made", s.Arriving)
+		if coming > 0 {
+			text += fmt.Sprintf(" and %d are being made or started", coming)
 		}
 		return refuse(rule, fmt.Sprintf("%s, and your limit is %d. %s", text, *most, free))
 	}

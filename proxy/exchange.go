@@ -73,12 +73,11 @@ type exchange struct {
 	staged []string
 	from   []string
 	given  bool
-	// hold is what was promised to the request of what its user may have, holding what the
-	// container that it makes holds, and changed says what one holds that it changed.
+	// hold is what was promised to the request of what its user may have, and holding what
+	// the container that it makes holds.
 	hold    *quota.Hold
 	holding quota.Container
 	granted []string
-	changed func()
 	// oneself is true where the container must be its user and nobody else.
 	oneself bool
 	// inherited are the binds of those.

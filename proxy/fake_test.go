@@ -385,7 +385,7 @@ func newBedOn(t *testing.T, fake *fakeEngine, options ...bedOption) *bed {
 		Images: store, Registry: store, Tags: register, Writings: register, Forgetter: register, ImageMode: policy.ImagesShared,
 		Stage: stage, Staged: stage, Remounter: stage, Users: engine.NewPasswd(engine.NewClient(b.engine.socket)), StageDir: stage.Dir(), SocketOf: b.socket,
 		Engine: b.engine.socket, Owners: b.index, Ledger: b.index, Resources: resources, Catalog: resources, Census: resources, Names: resources, Index: b.index, Directory: people{}, Recorder: b.records,
-		Quota: b.quota, Holdings: b.quota, GPUs: AsAsked{}, Slices: b.quota, Limits: b.quota,
+		Quota: b.quota, GPUs: AsAsked{}, Slices: b.quota, Limits: b.quota,
 		Peers: b.peers, Processes: b.peers, Layouts: engine.NewClient(b.engine.socket), Links: noLinks{}, Switches: openSwitches, Log: zap.NewNop(), Now: time.Now,
 	}
 	for _, opt := range options {

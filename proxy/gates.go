@@ -29,9 +29,12 @@ func (x *exchange) host() (policy.Host, error) {
 func (x *exchange) reserve(ask quota.Ask) (policy.Verdict, error) {
 	limits := x.limits()
 	verdict := policy.Verdict{Outcome: policy.Allow, Rule: "quota"}
-	if err := x.srv.Slices.Ensure(x.r.Context(), x.subject, limits.Aggregate); err != nil {
-		if verdict = policy.UnlimitedSlice(err, x.srv.Switches.CgroupErrors); !verdict.Allowed() {
-			return verdict, nil
+	// A container that is changed has its slice already.
+	if !ask.Update {
+		if err := x.srv.Slices.Ensure(x.r.Context(), x.subject, limits.Aggregate); err != nil {
+			if verdict = policy.UnlimitedSlice(err, x.srv.Switches.CgroupErrors); !verdict.Allowed() {
+				return verdict, nil
+			}
 		}
 	}
 	hold, v, err := x.srv.Quota.Reserve(x.r.Context(), x.subject, ask)
@@ -96,10 +99,7 @@ func (x *exchange) startGate(obj policy.Object) (policy.Verdict, error) {
 	if obj.Owner != x.subject.User {
 		return policy.Pass(), nil
 	}
-	c, err := x.srv.Quota.Container(x.r.Context(), obj.ID)
-	if errors.Is(err, quota.ErrNotReady) {
-		return policy.Verdict{}, &statusError{http.StatusServiceUnavailable, err.Error()}
-	}
+	c, err := x.counted(obj.ID)
 	if err != nil {
 		return policy.Verdict{}, err
 	}
@@ -120,11 +120,7 @@ func unpauseContainer(x *exchange) (policy.Verdict, error) {
 }
 
 // startedContainer notes that a container runs.
-func startedContainer(x *exchange) {
-	if n := len(x.rec.Objects); n > 0 {
-		x.hold.Started(x.rec.Objects[n-1])
-	}
-}
+func startedContainer(x *exchange) { x.hold.Started() }
 
 // updateGate holds a change of a container against its user's limits.
 func (x *exchange) updateGate(obj policy.Object, req *container.UpdateConfig) (policy.Verdict, error) {
@@ -136,43 +132,27 @@ func (x *exchange) updateGate(obj policy.Object, req *container.UpdateConfig) (p
 	if v := policy.UpdateCeilings(&limits.PerContainer, host, req); !v.Allowed() || obj.Owner != x.subject.User {
 		return v, nil
 	}
-	c, err := x.srv.Quota.Container(x.r.Context(), obj.ID)
-	if errors.Is(err, quota.ErrNotReady) {
-		return policy.Verdict{}, &statusError{http.StatusServiceUnavailable, err.Error()}
-	}
-	if err != nil {
+	if _, err := x.counted(obj.ID); err != nil {
 		return policy.Verdict{}, err
 	}
-	restarts := c.Restarts
+	ask := quota.Ask{Container: obj.ID, Memory: req.Memory, Update: true}
 	if req.RestartPolicy.Name != "" {
-		restarts = policy.Restarts(req.RestartPolicy)
+		restarts := policy.Restarts(req.RestartPolicy)
+		ask.Restarts = &restarts
 	}
-	memory := c.Memory
-	if req.Memory > 0 {
-		memory = req.Memory
-	}
-	before, after := int64(0), int64(0)
-	if c.Running || c.Fresh || c.Restarts {
-		before = c.Memory
-	}
-	if c.Running || c.Fresh || restarts {
-		after = memory
-	}
-	v := policy.Verdict{Outcome: policy.Allow, Rule: "quota"}
-	if after > before {
-		if v, err = x.reserve(quota.Ask{Container: obj.ID, More: after - before}); err != nil || !v.Allowed() {
-			return v, err
-		}
-	}
-	x.changed = func() { x.srv.Holdings.Changed(obj.ID, req.Memory, restarts) }
-	return v, nil
+	return x.reserve(ask)
 }
 
 // updatedContainer notes what a container holds from now on.
-func updatedContainer(x *exchange) {
-	if x.changed != nil {
-		x.changed()
+func updatedContainer(x *exchange) { x.hold.Updated() }
+
+// counted is what a container holds, once that is known.
+func (x *exchange) counted(id string) (quota.Container, error) {
+	c, err := x.srv.Quota.Container(x.r.Context(), id)
+	if errors.Is(err, quota.ErrNotReady) {
+		err = &statusError{http.StatusServiceUnavailable, err.Error()}
 	}
+	return c, err
 }
 
 // buildGate gives the steps of a classic build their user's limits for one container,

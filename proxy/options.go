@@ -232,11 +232,6 @@ type Quota interface {
 	Container(ctx context.Context, id string) (quota.Container, error)
 }
 
-// Holdings is told what containers hold from now on.
-type Holdings interface {
-	Changed(containerID string, memory int64, restarts bool)
-}
-
 // An Allocator chooses the devices that a container is given of those that it may have.
 type Allocator interface {
 	// Grant returns the devices, none where the Engine is left the choice, and may write
@@ -294,7 +289,6 @@ type Options struct {
 	Switches  Switches
 	Networks  policy.NetworkRules
 	Quota     Quota
-	Holdings  Holdings
 	GPUs      Allocator
 	Slices    Slices
 	Limits    Limits

@@ -2,11 +2,13 @@ package proxy
 
 import (
 	"encoding/json"
+	"errors"
 	"net/http"
 	"strings"
 	"time"
 
 	"github.com/ds01/ds01-proxy/policy"
+	"github.com/ds01/ds01-proxy/proxy/quota"
 )
 
 // A Report is the answer to GET /_ds01/limits: what a user takes of the machine, and may
@@ -87,6 +89,9 @@ func ownLimits(x *exchange) (policy.Verdict, error) {
 		}
 	}
 	r, err := x.srv.Quota.Report(x.r.Context(), &who)
+	if errors.Is(err, quota.ErrNotReady) {
+		err = &statusError{http.StatusServiceUnavailable, err.Error()}
+	}
 	if err != nil {
 		return policy.Verdict{}, err
 	}
@@ -125,4 +130,7 @@ func scaled(n *int64, by float64) *float64 {
 
 // isOwn reports whether a request is for the proxy itself, whoever asks and however far
 // the rules go for them.
-func isOwn(r *http.Request) bool { return strings.HasPrefix(r.URL.Path, "/_ds01/") }
+func isOwn(r *http.Request) bool {
+	_, path := splitVersion(r.URL.Path)
+	return strings.HasPrefix(path, "/_ds01/")
+}

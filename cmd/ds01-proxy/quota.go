@@ -92,7 +92,10 @@ func (d *daemon) look(ctx context.Context, client *engine.Client, id string) (qu
 	if err != nil {
 		return quota.Container{}, err
 	}
-	owner, _ := d.index.OwnerOf(id)
+	owner, known := d.index.OwnerOf(id)
+	if !known {
+		owner = h.Owner
+	}
 	if owner == "" && h.Step {
 		owner = d.index.UserOfParent(h.CgroupParent)
 	}

@@ -169,7 +169,7 @@ func newDaemon(c *config) (_ *daemon, err error) {
 			UnknownRoutes: switchOf(c.UnknownRoutes), ContainerRoot: switchOf(c.ContainerRoot), HostLinks: switchOf(c.HostLinks), CgroupErrors: switchOf(c.OnCgroupError),
 			BuildKit: switchOf(c.Builds.BuildKit), RemoteBuilds: switchOf(c.Builds.Remote),
 		},
-		Networks: c.networkRules(), Quota: keeper, Holdings: keeper, GPUs: proxy.AsAsked{}, Slices: d.slices, Limits: d.limits,
+		Networks: c.networkRules(), Quota: keeper, GPUs: proxy.AsAsked{}, Slices: d.slices, Limits: d.limits,
 		Log: d.log, Now: time.Now,
 	})
 	if err != nil {

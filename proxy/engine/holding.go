@@ -13,6 +13,8 @@ import (
 type Holding struct {
 	ID   string
 	Name string
+	// Owner is whom its labels name.
+	Owner string
 	// Memory is its limit in bytes, 0 where it has none.
 	Memory int64
 	// Running is true for paused and restarting ones too, Fresh where it was never
@@ -52,7 +54,8 @@ func (c *Client) Holding(ctx context.Context, id string, host policy.Host) (Hold
 	}
 	if one.Config != nil {
 		h.GPUs = policy.AskedGPUs(&container.CreateRequest{Config: one.Config, HostConfig: one.HostConfig}, nil, host)
-		h.Step = one.Config.Labels[policy.LabelManaged] == "" && policy.OwnerOf(one.Config.Labels) == ""
+		h.Owner = policy.OwnerOf(one.Config.Labels)
+		h.Step = one.Config.Labels[policy.LabelManaged] == "" && h.Owner == ""
 	}
 	return h, nil
 }

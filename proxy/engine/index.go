@@ -38,7 +38,7 @@ type Index struct {
 	Known func(exists func(containerID string) bool)
 
 	// Changed, where set before Run, is told of containers that are made, started, ended,
-	// changed or removed, and Listed which there were at a time. They must not wait.
+	// changed, removed or found to be somebody else's, and Listed which there were at a time. They must not wait.
 	Changed func(containerID string)
 	Listed  func(containerIDs []string, at time.Time)
 
@@ -361,8 +361,12 @@ func (x *Index) adopt(ctx context.Context, id string) {
 	}
 	e := x.settled(entryOf(c), c.CgroupParent)
 	x.mu.Lock()
-	defer x.mu.Unlock()
 	x.table.adopt(e)
+	x.mu.Unlock()
+	if x.Changed != nil {
+		// It may have been counted for somebody else.
+		x.Changed(id)
+	}
 }
 
 // settled returns the entry of a doubtful container with the owner that its

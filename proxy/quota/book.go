@@ -25,8 +25,10 @@ type Container struct {
 	Began time.Time
 	// GPUs are those that it asks for.
 	GPUs policy.GPUAsk
-	// noted is when the book heard of it last.
-	noted time.Time
+	// noted is when the book heard of it last, raised when of a larger limit, and rise by
+	// how much that one was larger.
+	noted, raised time.Time
+	rise          int64
 	// Step is true for containers that the Engine makes by itself, for a build.
 	Step bool
 }
@@ -34,9 +36,29 @@ type Container struct {
 // may reports whether a container that does not run may yet, without anybody's asking.
 func (c *Container) may() bool { return c.Fresh || c.Restarts }
 
-// settle is how long after a container's start its limit counts in the place of its use:
-// programs take their memory in their first minute.
+// settle is how long after a container's start its limit counts in the place of its use, and
+// how long a rise of the limit counts beside it: programs take their memory in their first
+// minute.
 const settle = time.Minute
+
+// young reports whether a container's use says little yet.
+func (c *Container) young(now time.Time) bool { return c.Running && now.Sub(c.Began) < settle }
+
+// risen is by how much the limit rose of late.
+func (c *Container) risen(now time.Time) int64 {
+	if now.Sub(c.raised) < settle {
+		return c.rise
+	}
+	return 0
+}
+
+// weight is what counts of a container's memory, each where it has no limit.
+func (c *Container) weight(each int64) int64 {
+	if c.Memory > 0 {
+		return c.Memory
+	}
+	return each
+}
 
 // A Book keeps the containers and what was promised to requests under way.
 type Book struct {
@@ -45,11 +67,15 @@ type Book struct {
 	mu       sync.Mutex
 	accounts map[string]*account
 	owner    map[string]*account
-	// changed counts what was noted of a container by itself, so that an older answer of
-	// the Engine does not undo it.
-	changed map[string]uint64
-	synced  chan struct{}
-	once    sync.Once
+	// changed says by when something was noted of a container, in steps, so that an older
+	// answer of the Engine does not undo it. What it does not have is as old as floor.
+	changed     map[string]uint64
+	step, floor uint64
+	// again has the Engine asked about a container of which a request was noted: it may
+	// have died meanwhile. It is called with mu held.
+	again  func(id string)
+	synced chan struct{}
+	once   sync.Once
 }
 
 // An account is one user's.
@@ -63,20 +89,12 @@ type account struct {
 	refusedAt  time.Time
 }
 
-// A promise is what a request under way was given.
-type promise struct {
-	memory int64
-	gpus   int
-	// instead is the container whose start it is for: it counts in the place of what
-	// that container is down for.
-	instead string
-	// arrives is true where a container comes of it, build where steps do.
-	arrives, build bool
-}
-
 // NewBook returns an empty book.
 func NewBook(now func() time.Time) *Book {
-	return &Book{now: now, accounts: make(map[string]*account), owner: make(map[string]*account), changed: make(map[string]uint64), synced: make(chan struct{})}
+	return &Book{
+		now: now, accounts: make(map[string]*account), owner: make(map[string]*account), changed: make(map[string]uint64),
+		again: func(string) {}, synced: make(chan struct{}),
+	}
 }
 
 // account returns a user's; b.mu is held.
@@ -93,7 +111,21 @@ func (b *Book) account(user string) *account {
 func (b *Book) Version(id string) uint64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.changed[id]
+	return b.version(id)
+}
+
+// version needs b.mu.
+func (b *Book) version(id string) uint64 {
+	if v, known := b.changed[id]; known {
+		return v
+	}
+	return b.floor
+}
+
+// touch makes older answers about a container void; b.mu is held.
+func (b *Book) touch(id string) {
+	b.step++
+	b.changed[id] = b.step
 }
 
 // Set notes what the Engine says of a container, unless something was noted since
@@ -101,32 +133,44 @@ func (b *Book) Version(id string) uint64 {
 func (b *Book) Set(c Container, version uint64) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.changed[c.ID] != version {
+	if b.version(c.ID) != version {
 		return false
 	}
+	// Two answers may overtake each other.
+	b.touch(c.ID)
 	b.put(c)
 	return true
 }
 
 // put notes a container; b.mu is held.
 func (b *Book) put(c Container) {
-	if was := b.owner[c.ID]; was != nil {
-		delete(was.containers, c.ID)
+	now := b.now()
+	if a := b.owner[c.ID]; a != nil {
+		was := a.containers[c.ID]
+		c.raised, c.rise = was.raised, was.risen(now)
+		if was.Memory > 0 {
+			// No limit is no less than one.
+			if c.rise = max(0, c.rise+c.Memory-was.Memory); c.Memory > was.Memory {
+				c.raised = now
+			}
+		}
+		delete(a.containers, c.ID)
 	}
 	delete(b.owner, c.ID)
 	if c.User == "" {
 		return
 	}
-	c.noted = b.now()
+	c.noted = now
 	a := b.account(c.User)
 	a.containers[c.ID] = &c
 	b.owner[c.ID] = a
 }
 
-// note notes a container by itself; b.mu is held.
+// note notes what a request made of a container; b.mu is held.
 func (b *Book) note(c Container) {
-	b.changed[c.ID]++
+	b.touch(c.ID)
 	b.put(c)
+	b.again(c.ID)
 }
 
 // Gone says that a container is no more.
@@ -138,7 +182,7 @@ func (b *Book) Gone(id string) {
 		delete(b.owner, id)
 	}
 	// An answer about it may be on its way.
-	b.changed[id]++
+	b.touch(id)
 }
 
 // Keep forgets the containers that are not among those that existed at a time.
@@ -156,6 +200,8 @@ func (b *Book) Keep(existed func(id string) bool, at time.Time) {
 			delete(b.changed, id)
 		}
 	}
+	b.step++
+	b.floor = b.step
 }
 
 // Synced says that all containers were noted; Ready is closed from then on.
@@ -194,79 +240,4 @@ func (b *Book) Containers(user string) []Container {
 		return 1
 	})
 	return list
-}
-
-// standing adds up what a user has beside the container except, which is being decided
-// about. own tells what a container uses by itself. b.mu is held.
-func (b *Book) standing(a *account, except string, own func(id string) int64) policy.Standing {
-	var (
-		s            policy.Standing
-		steps, build int64
-	)
-	promised := make(map[string]bool)
-	for p := range a.promises {
-		promised[p.instead] = true
-	}
-	for id, c := range a.containers {
-		if !c.Step {
-			s.Containers++
-			if c.Running {
-				s.Running++
-			}
-		}
-		if id == except || promised[id] {
-			continue
-		}
-		if c.GPUs.Any() && (c.Running || c.may()) {
-			s.GPUs += float64(c.GPUs.Count)
-			s.Holders = append(s.Holders, holder(c))
-		}
-		var pending, committed int64
-		switch {
-		case c.Running && b.now().Sub(c.Began) < settle:
-			pending, committed = max(0, c.Memory-own(id)), c.Memory
-		case c.Running:
-			committed = c.Memory
-		case c.may():
-			pending, committed = c.Memory, c.Memory
-		}
-		if c.Step {
-			// A build was promised what its steps take.
-			steps += pending
-			continue
-		}
-		s.Pending += pending
-		s.Committed += committed
-	}
-	for p := range a.promises {
-		if p.instead != "" && p.instead == except {
-			// Two starts of one container start it once.
-			continue
-		}
-		s.GPUs += float64(p.gpus)
-		if p.arrives {
-			s.Arriving++
-		}
-		if p.build {
-			build += p.memory
-			continue
-		}
-		s.Pending += p.memory
-		s.Committed += p.memory
-	}
-	s.Pending += max(build, steps)
-	s.Committed += max(build, steps)
-	slices.Sort(s.Holders)
-	return s
-}
-
-func holder(c *Container) string {
-	name := c.Name
-	if name == "" {
-		name = c.ID[:min(12, len(c.ID))]
-	}
-	if c.GPUs.All {
-		return name + " (all)"
-	}
-	return name
 }

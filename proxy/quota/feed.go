@@ -22,15 +22,21 @@ type Feed struct {
 
 	mu    sync.Mutex
 	dirty map[string]bool
-	busy  int
-	wake  chan struct{}
+	// failed counts the failures in a row of containers that are to be asked about again.
+	failed map[string]int
+	busy   int
+	wake   chan struct{}
 	// listed is true once all containers are in dirty or in the book.
 	listed bool
 }
 
 // NewFeed returns a Feed that runs by Run.
 func NewFeed(b *Book, look func(ctx context.Context, id string) (Container, error), log *zap.Logger) *Feed {
-	return &Feed{Book: b, Look: look, Log: log, dirty: make(map[string]bool), wake: make(chan struct{}, 1)}
+	f := &Feed{Book: b, Look: look, Log: log, dirty: make(map[string]bool), failed: make(map[string]int), wake: make(chan struct{}, 1)}
+	b.mu.Lock()
+	b.again = f.Changed
+	b.mu.Unlock()
+	return f
 }
 
 // Changed says that something happened to a container.
@@ -69,8 +75,12 @@ func (f *Feed) poke() {
 // lookers is how many containers are asked about at once.
 const lookers = 4
 
-// retryAfter is how long a container waits that could not be asked about.
-const retryAfter = time.Second
+// retryAfter is how long a container waits that could not be asked about, and patience how
+// many failures of one keep all requests waiting for the first count.
+const (
+	retryAfter = time.Second
+	patience   = 5
+)
 
 // Run asks until ctx ends.
 func (f *Feed) Run(ctx context.Context) {
@@ -116,10 +126,7 @@ func (f *Feed) next() (string, bool) {
 
 // settled lets requests go on once everything was looked at.
 func (f *Feed) settled() {
-	f.mu.Lock()
-	done := f.listed && len(f.dirty) == 0 && f.busy == 0
-	f.mu.Unlock()
-	if done {
+	if f.Idle() {
 		f.Book.Synced()
 	}
 }
@@ -127,6 +134,12 @@ func (f *Feed) settled() {
 func (f *Feed) look(ctx context.Context, id string) {
 	version := f.Book.Version(id)
 	c, err := f.Look(ctx, id)
+	f.mu.Lock()
+	times := f.failed[id] + 1
+	if delete(f.failed, id); err != nil && !errors.Is(err, ErrGone) {
+		f.failed[id] = times
+	}
+	f.mu.Unlock()
 	switch {
 	case errors.Is(err, ErrGone):
 		f.Book.Gone(id)
@@ -140,9 +153,14 @@ func (f *Feed) look(ctx context.Context, id string) {
 	}
 }
 
-// Idle reports whether nothing is left to be asked.
+// Idle reports whether nothing is left to be asked, but for what has failed often.
 func (f *Feed) Idle() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	for _, times := range f.failed {
+		if times < patience {
+			return false
+		}
+	}
 	return f.listed && len(f.dirty) == 0 && f.busy == 0
 }

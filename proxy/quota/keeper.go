@@ -40,23 +40,15 @@ type Keeper struct {
 type Ask struct {
 	// Container is the one that is started or changed; "" where one is made.
 	Container string
-	// Memory is in bytes, 0 for no limit of its own.
+	// Memory is in bytes, 0 for no limit of its own; in an update, 0 leaves it what it is.
 	Memory int64
 	GPUs   policy.GPUAsk
-	// More is how much larger the limit of a container is to be.
-	More int64
-	// New is true where a container comes of it, Build where it is a build, and Unpause
-	// where one only goes on.
-	New, Build, Unpause bool
-}
-
-// A Hold is what was promised to a request; nil means nothing.
-type Hold struct {
-	book *Book
-	a    *account
-	p    *promise
-	// Warning is for the maker of a container.
-	Warning string
+	// New is true where a container comes of it, Build where it is a build, Unpause where
+	// a container only goes on, and Update where one is changed.
+	New, Build, Unpause, Update bool
+	// Restarts is whether the Engine may start it by itself after an update; nil leaves
+	// that as it is.
+	Restarts *bool
 }
 
 // syncWait is how long a request waits for the first list of containers.
@@ -67,87 +59,60 @@ var ErrNotReady = errors.New("the containers are still being counted; try again 
 
 // Reserve decides about a request. What it promises counts until the Hold is ended.
 func (k *Keeper) Reserve(ctx context.Context, s *policy.Subject, ask Ask) (*Hold, policy.Verdict, error) {
-	limits := k.LimitsOf(s.User, s.Group)
-	gate := policy.Gate{Limits: &limits, Accounting: k.Accounting, CountRunning: k.CountRunning}
 	if err := k.wait(ctx); err != nil {
 		return nil, policy.Verdict{}, err
 	}
+	// The Engine refuses what is negative; until then it must not count against the rest.
+	ask.Memory = max(ask.Memory, 0)
 	b := k.Book
 	b.mu.Lock()
 	a := b.account(s.User)
 	b.mu.Unlock()
 	a.deciding.Lock()
 	defer a.deciding.Unlock()
-	usage, unread := k.read(s, &limits)
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	except := ask.Container
-	if ask.More > 0 || ask.Unpause {
-		except = ""
+	limits := k.LimitsOf(s.User, s.Group)
+	d := decision{
+		Gate: policy.Gate{Limits: &limits, Accounting: k.Accounting, CountRunning: k.CountRunning},
+		ask:  ask, each: each(&limits),
 	}
-	standing := b.standing(a, except, func(id string) int64 { return k.own(s, id) })
-	k.fill(&standing, usage)
-	verdict := k.decide(gate, standing, a.containers[ask.Container], ask)
+	verdict := k.attempt(s, a, &d)
+	if !verdict.Allowed() && k.Accounting == policy.AccountUsage {
+		// The limits of young containers were held against it. What they use by themselves
+		// takes longer to read, and is read before the slice: what they take in between
+		// counts rather twice than not at all.
+		d.own = k.own(s, a, ask.Container)
+		verdict = k.attempt(s, a, &d)
+	}
 	if !verdict.Allowed() {
+		b.mu.Lock()
 		a.refused, a.refusedAt = verdict, k.Now()
+		b.mu.Unlock()
 		return nil, verdict, nil
 	}
-	if unread != nil {
+	return &Hold{book: b, a: a, p: d.p, Warning: d.PIDsWarning(d.standing)}, verdict, nil
+}
+
+// attempt decides, and makes the promise where the request is allowed.
+func (k *Keeper) attempt(s *policy.Subject, a *account, d *decision) policy.Verdict {
+	usage, unread := k.read(s, d.Limits)
+	k.Book.mu.Lock()
+	defer k.Book.mu.Unlock()
+	verdict := d.make(k.Book, a, func(st *policy.Standing) { k.fill(st, usage) })
+	if verdict.Allowed() && unread != nil && !d.free {
 		verdict = policy.UnreadableUsage(unread, k.OnError)
-		if !verdict.Allowed() {
-			return nil, verdict, nil
-		}
 	}
-	p := &promise{memory: ask.Memory + ask.More, gpus: ask.GPUs.Count, arrives: ask.New, build: ask.Build}
-	if c := a.containers[ask.Container]; c != nil && ask.More == 0 {
-		// What it holds already is not promised twice.
-		p.instead = c.ID
+	if verdict.Allowed() {
+		a.promises[d.p] = struct{}{}
 	}
-	a.promises[p] = struct{}{}
-	return &Hold{book: b, a: a, p: p, Warning: gate.PIDsWarning(standing)}, verdict, nil
+	return verdict
 }
 
-// decide asks the rules; c is the container that is started or changed, nil without one.
-func (k *Keeper) decide(gate policy.Gate, s policy.Standing, c *Container, ask Ask) policy.Verdict {
-	pass := policy.Verdict{Outcome: policy.Allow, Rule: "quota"}
-	switch {
-	case ask.Unpause:
-		return gate.Unpause(s)
-	case ask.More > 0:
-		return gate.Memory(s, ask.More)
-	case c != nil && c.Running:
-		// It has what it asks for.
-		return pass
-	case ask.Build:
-		return gate.Memory(s, ask.Memory)
+// each is what counts of containers that have no limit.
+func each(l *policy.Limits) int64 {
+	if l.PerContainer.Memory == nil {
+		return 0
 	}
-	if ask.New || k.CountRunning {
-		if v := gate.Containers(s); !v.Allowed() {
-			return v
-		}
-	}
-	if v := gate.GPUs(s, ask.GPUs); !v.Allowed() {
-		return v
-	}
-	return gate.Memory(s, ask.Memory)
-}
-
-// Changed notes that a container's limit, unless it is 0, and whether it may be started
-// by itself, are others.
-func (k *Keeper) Changed(id string, memory int64, restarts bool) {
-	b := k.Book
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	a := b.owner[id]
-	if a == nil {
-		return
-	}
-	c := *a.containers[id]
-	if memory > 0 {
-		c.Memory = memory
-	}
-	c.Restarts = restarts
-	b.note(c)
+	return *l.PerContainer.Memory
 }
 
 // Container returns what a container holds, and waits a moment for one that is new.
@@ -214,56 +179,25 @@ func (k *Keeper) counted(u cgroupstat.Usage) int64 {
 	return u.Used()
 }
 
-// own is what a container uses by itself; nothing where that cannot be read, so that
-// its whole limit counts.
-func (k *Keeper) own(s *policy.Subject, id string) int64 {
-	u, err := k.Reader.Read(k.ScopeOf(s, id))
-	if err != nil {
-		return 0
+// own is what each young container, and the one with that ID, uses by itself; nothing where
+// that cannot be read, so that its whole limit counts. The book is not held meanwhile.
+func (k *Keeper) own(s *policy.Subject, a *account, also string) map[string]int64 {
+	var young []string
+	k.Book.mu.Lock()
+	now := k.Book.now()
+	for id, c := range a.containers {
+		if c.young(now) || c.Running && id == also {
+			young = append(young, id)
+		}
 	}
-	return k.counted(u)
-}
-
-// Drop ends a promise of which nothing came.
-func (h *Hold) Drop() {
-	if h == nil {
-		return
+	k.Book.mu.Unlock()
+	own := make(map[string]int64, len(young))
+	for _, id := range young {
+		if u, err := k.Reader.Read(k.ScopeOf(s, id)); err == nil {
+			own[id] = k.counted(u)
+		}
 	}
-	h.book.mu.Lock()
-	defer h.book.mu.Unlock()
-	delete(h.a.promises, h.p)
-}
-
-// Made ends a promise: the container that it was for is there.
-func (h *Hold) Made(c Container) {
-	if h == nil {
-		return
-	}
-	h.book.mu.Lock()
-	defer h.book.mu.Unlock()
-	delete(h.a.promises, h.p)
-	if _, known := h.a.containers[c.ID]; !known {
-		h.book.note(c)
-	}
-}
-
-// Started ends a promise: the container runs from now on.
-func (h *Hold) Started(id string) {
-	h.change(id, func(c *Container) { c.Running, c.Fresh, c.Began = true, false, h.book.now() })
-}
-
-func (h *Hold) change(id string, f func(c *Container)) {
-	if h == nil {
-		return
-	}
-	h.book.mu.Lock()
-	defer h.book.mu.Unlock()
-	delete(h.a.promises, h.p)
-	if c := h.a.containers[id]; c != nil {
-		changed := *c
-		f(&changed)
-		h.book.note(changed)
-	}
+	return own
 }
 
 // A Report is what a user has, and may have.
@@ -284,15 +218,18 @@ func (k *Keeper) Report(ctx context.Context, s *policy.Subject) (Report, error) 
 		return Report{}, err
 	}
 	r := Report{Limits: k.LimitsOf(s.User, s.Group), Accounting: k.Accounting}
+	b := k.Book
+	b.mu.Lock()
+	a := b.account(s.User)
+	b.mu.Unlock()
+	own := k.own(s, a, "")
 	usage, err := k.Reader.Read(k.SliceOf(s))
 	if err != nil {
 		r.Unread = err.Error()
 	}
-	b := k.Book
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	a := b.account(s.User)
-	r.Standing = b.standing(a, "", func(id string) int64 { return k.own(s, id) })
+	r.Standing = b.standing(a, "", each(&r.Limits), own)
 	k.fill(&r.Standing, usage)
 	if !a.refusedAt.IsZero() {
 		r.Refused, r.When = a.refused.Message(), a.refusedAt
