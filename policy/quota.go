@@ -39,8 +39,9 @@ type Standing struct {
 	Pending, Committed int64
 	// PIDs are processes and threads.
 	PIDs int64
-	// Containers and Running are numbers of containers, Arriving of those being made.
-	Containers, Running, Arriving int
+	// Containers and Running are numbers of containers, Arriving of those being made,
+	// Starting of those being started.
+	Containers, Running, Arriving, Starting int
 	// GPUs are held, by whom says Holders.
 	GPUs    float64
 	Holders []string
@@ -100,13 +101,15 @@ func (g Gate) Unpause(s Standing) Verdict {
 func (g Gate) Containers(s Standing) Verdict {
 	const rule = "container-quota"
 	have, which, free := s.Containers, "containers", "Remove one that you do not need with docker rm; docker ps -a lists them, stopped ones too."
+	coming := s.Arriving
 	if g.CountRunning {
 		have, which, free = s.Running, "running containers", "Stop one that you do not need with docker stop; docker ps lists them."
+		coming += s.Starting
 	}
-	if most := g.Limits.MaxContainers; most != nil && have+s.Arriving >= *most {
+	if most := g.Limits.MaxContainers; most != nil && have+coming >= *most {
 		text := fmt.Sprintf("Container quota exceeded (rule %s): you have %d %s", rule, have, which)
-		if s.Arriving > 0 {
-			text += fmt.Sprintf(" and %d are being made", s.Arriving)
+		if coming > 0 {
+			text += fmt.Sprintf(" and %d are being made or started", coming)
 		}
 		return refuse(rule, fmt.Sprintf("%s, and your limit is %d. %s", text, *most, free))
 	}

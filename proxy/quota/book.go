@@ -4,6 +4,7 @@
 package quota
 
 import (
+	"cmp"
 	"slices"
 	"sync"
 	"time"
@@ -29,6 +30,10 @@ type Container struct {
 	noted time.Time
 	// Step is true for containers that the Engine makes by itself, for a build.
 	Step bool
+	// first is the book's turn in which it was noted first, and claimed is true where the
+	// request is known that made it.
+	first   uint64
+	claimed bool
 }
 
 // may reports whether a container that does not run may yet, without anybody's asking.
@@ -42,7 +47,9 @@ const settle = time.Minute
 type Book struct {
 	now func() time.Time
 
-	mu       sync.Mutex
+	mu sync.Mutex
+	// turn numbers promises and containers in the order in which they came.
+	turn     uint64
 	accounts map[string]*account
 	owner    map[string]*account
 	// changed counts what was noted of a container by itself, so that an older answer of
@@ -65,6 +72,7 @@ type account struct {
 
 // A promise is what a request under way was given.
 type promise struct {
+	turn   uint64
 	memory int64
 	gpus   int
 	// instead is the container whose start it is for: it counts in the place of what
@@ -110,7 +118,11 @@ func (b *Book) Set(c Container, version uint64) bool {
 
 // put notes a container; b.mu is held.
 func (b *Book) put(c Container) {
+	b.turn++
+	c.first = b.turn
 	if was := b.owner[c.ID]; was != nil {
+		old := was.containers[c.ID]
+		c.first, c.claimed = old.first, old.claimed || c.claimed
 		delete(was.containers, c.ID)
 	}
 	delete(b.owner, c.ID)
@@ -207,6 +219,7 @@ func (b *Book) standing(a *account, except string, own func(id string) int64) po
 	for p := range a.promises {
 		promised[p.instead] = true
 	}
+	kept := a.kept()
 	for id, c := range a.containers {
 		if !c.Step {
 			s.Containers++
@@ -243,6 +256,9 @@ func (b *Book) standing(a *account, except string, own func(id string) int64) po
 			// Two starts of one container start it once.
 			continue
 		}
+		if kept[p] {
+			continue
+		}
 		s.GPUs += float64(p.gpus)
 		if p.arrives {
 			s.Arriving++
@@ -251,13 +267,50 @@ func (b *Book) standing(a *account, except string, own func(id string) int64) po
 			build += p.memory
 			continue
 		}
-		s.Pending += p.memory
-		s.Committed += p.memory
+		pending, committed := p.memory, p.memory
+		if c := a.containers[p.instead]; c != nil {
+			// Its limit may have been raised meanwhile.
+			committed = max(committed, c.Memory)
+			pending = committed
+			if c.Running {
+				pending = max(0, committed-own(c.ID))
+			} else {
+				s.Starting++
+			}
+		}
+		s.Pending += pending
+		s.Committed += committed
 	}
 	s.Pending += max(build, steps)
 	s.Committed += max(build, steps)
 	slices.Sort(s.Holders)
 	return s
+}
+
+// kept are the promises whose containers are in the book before the answer is that tells
+// which they are: the Engine tells of a container before it answers its maker.
+func (a *account) kept() map[*promise]bool {
+	var arriving []*promise
+	for p := range a.promises {
+		if p.arrives {
+			arriving = append(arriving, p)
+		}
+	}
+	if len(arriving) == 0 {
+		return nil
+	}
+	// The latest may have the fewest.
+	slices.SortFunc(arriving, func(x, y *promise) int { return cmp.Compare(y.turn, x.turn) })
+	kept, taken := make(map[*promise]bool), make(map[string]bool)
+	for _, p := range arriving {
+		for id, c := range a.containers {
+			if !taken[id] && !c.claimed && !c.Step && c.first > p.turn && c.Memory == p.memory && c.GPUs.Count == p.gpus {
+				kept[p], taken[id] = true, true
+				break
+			}
+		}
+	}
+	return kept
 }
 
 func holder(c *Container) string {

@@ -98,8 +98,9 @@ func (k *Keeper) Reserve(ctx context.Context, s *policy.Subject, ask Ask) (*Hold
 			return nil, verdict, nil
 		}
 	}
-	p := &promise{memory: ask.Memory + ask.More, gpus: ask.GPUs.Count, arrives: ask.New, build: ask.Build}
-	if c := a.containers[ask.Container]; c != nil && ask.More == 0 {
+	b.turn++
+	p := &promise{turn: b.turn, memory: ask.Memory + ask.More, gpus: ask.GPUs.Count, arrives: ask.New, build: ask.Build}
+	if c := a.containers[ask.Container]; c != nil && ask.More == 0 && !ask.Unpause {
 		// What it holds already is not promised twice.
 		p.instead = c.ID
 	}
@@ -242,8 +243,14 @@ func (h *Hold) Made(c Container) {
 	h.book.mu.Lock()
 	defer h.book.mu.Unlock()
 	delete(h.a.promises, h.p)
-	if _, known := h.a.containers[c.ID]; !known {
+	c.claimed = true
+	switch known := h.a.containers[c.ID]; {
+	case known != nil:
+		known.claimed = true
+	case h.book.changed[c.ID] == 0:
 		h.book.note(c)
+	default:
+		// It is gone already.
 	}
 }
 
