@@ -21,6 +21,10 @@ type Host struct {
 // cpuPeriod is the Engine's period for --cpu-quota where none is given, in µs.
 const cpuPeriod = 100_000
 
+// leastNanoCPUs are the kernel's smallest quota, a millisecond in the Engine's period. Of
+// less, the Engine may make a quota of 0, which is none.
+const leastNanoCPUs = 10_000_000
+
 // ceiling is the refusal of what is over a limit for one container.
 func ceiling(field, asked, most string) Verdict {
 	return refuse("container-limits", fmt.Sprintf("Permission denied: %s %s is over your limit for one container, %s (rule container-limits). Ask for %s or less, or leave it out to get that.", field, asked, most, most))
@@ -137,6 +141,8 @@ func cpuCeilings(l *ContainerLimits, host Host, r *container.Resources, fill boo
 		return unlimited("--cpus", cpus(r.NanoCPUs), cpus(most))
 	case r.NanoCPUs > *l.NanoCPUs:
 		return ceiling("--cpus", cpus(r.NanoCPUs), cpus(most))
+	case r.NanoCPUs > 0 && r.NanoCPUs < leastNanoCPUs:
+		return refuse("container-limits", fmt.Sprintf("Permission denied: --cpus %s is too little (rule container-limits). Ask for %s or more.", cpus(r.NanoCPUs), cpus(leastNanoCPUs)))
 	case quota < 0:
 		return unlimited("--cpu-quota", strconv.FormatInt(quota, 10), cpus(most)+" CPUs")
 	case quota > 0 && float64(quota)/float64(period) > float64(*l.NanoCPUs)/1e9:
