@@ -89,3 +89,13 @@ func TestPageCacheIsNoUse(t *testing.T) {
 		})
 	}
 }
+
+// TestFewerCPUsThanOneContainerMayHave gives a user less for all than for one: version 1
+// of cgroups refuses containers a larger quota than their slice's.
+func TestFewerCPUsThanOneContainerMayHave(t *testing.T) {
+	d := newDesk(t, theEngine, "{max_cpus: 32, aggregate: {cpu_quota: 50%}}", "")
+	d.must(lab.Alice, "run", "-d", lab.Image, "sleep", "100000")
+	d.refused(lab.Alice, []string{"--cpus 1 is over", "rule container-limits"}, "run", "--rm", "--cpus", "1", lab.Image, "true")
+	d.must(lab.Alice, "run", "--rm", "--cpus", "0.5", lab.Image, "true")
+	d.refused(lab.Alice, []string{"rule container-limits"}, "update", "--cpus", "1", d.all()[0])
+}

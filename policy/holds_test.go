@@ -39,3 +39,17 @@ func TestMayRestart(t *testing.T) {
 		}
 	}
 }
+
+// TestOneIsNotMoreThanAll bounds one container's CPUs by those of all.
+func TestOneIsNotMoreThanAll(t *testing.T) {
+	n := func(v int64) *int64 { return &v }
+	for _, c := range []struct{ one, all, want *int64 }{
+		{n(2e9), nil, n(2e9)}, {n(2e9), n(150), n(15e8)}, {n(1e9), n(150), n(1e9)}, {nil, n(150), nil},
+	} {
+		l := Limits{PerContainer: ContainerLimits{NanoCPUs: c.one}, Aggregate: &Aggregate{CPUQuota: c.all}}
+		got := l.ForOne().NanoCPUs
+		if (got == nil) != (c.want == nil) || got != nil && *got != *c.want {
+			t.Errorf("%+v: %v", c, got)
+		}
+	}
+}

@@ -41,9 +41,7 @@ func (x *exchange) reserve(ask quota.Ask) (policy.Verdict, error) {
 	if err != nil || !v.Allowed() {
 		return v, err
 	}
-	if v.Outcome == policy.FailOpen {
-		verdict = v
-	}
+	verdict = x.opened(verdict, v)
 	if hold.Warning != "" {
 		x.warnings = append(x.warnings, hold.Warning)
 	}
@@ -75,7 +73,8 @@ func (x *exchange) createGate(req *container.CreateRequest) (policy.Verdict, err
 		return policy.Verdict{}, err
 	}
 	limits := x.limits()
-	if v := policy.ContainerCeilings(&limits.PerContainer, host, req); !v.Allowed() {
+	one := limits.ForOne()
+	if v := policy.ContainerCeilings(&one, host, req); !v.Allowed() {
 		return v, nil
 	}
 	asked := policy.AskedGPUs(req, config.Env, host)
@@ -110,10 +109,10 @@ func unpauseContainer(x *exchange) (policy.Verdict, error) {
 		return v, err
 	}
 	gate, err := x.reserve(quota.Ask{Container: obj.ID, Unpause: true})
-	if err != nil || !gate.Allowed() || gate.Outcome == policy.FailOpen {
+	if err != nil || !gate.Allowed() {
 		return gate, err
 	}
-	return v, nil
+	return x.opened(v, gate), nil
 }
 
 // startedContainer notes that a container runs.
@@ -130,7 +129,8 @@ func (x *exchange) updateGate(obj policy.Object, req *container.UpdateConfig) (p
 		return policy.Verdict{}, err
 	}
 	limits := x.limits()
-	if v := policy.UpdateCeilings(&limits.PerContainer, host, req); !v.Allowed() || obj.Owner != x.subject.User {
+	one := limits.ForOne()
+	if v := policy.UpdateCeilings(&one, host, req); !v.Allowed() || obj.Owner != x.subject.User {
 		return v, nil
 	}
 	c, err := x.srv.Quota.Container(x.r.Context(), obj.ID)
@@ -192,7 +192,8 @@ func (x *exchange) buildGate() (policy.Verdict, error) {
 		Memory: number("memory"), MemorySwap: number("memswap"), CPUPeriod: number("cpuperiod"), CPUQuota: number("cpuquota"),
 	}}}
 	limits := x.limits()
-	if v := policy.ContainerCeilings(&limits.PerContainer, host, req); !v.Allowed() {
+	one := limits.ForOne()
+	if v := policy.ContainerCeilings(&one, host, req); !v.Allowed() {
 		return v, nil
 	}
 	hc := req.HostConfig

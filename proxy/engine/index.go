@@ -38,7 +38,7 @@ type Index struct {
 	Known func(exists func(containerID string) bool)
 
 	// Changed, where set before Run, is told of containers that are made, started, ended,
-	// changed or removed, and Listed which there were at a time. They must not wait.
+	// changed, renamed or removed, and Listed which there were at a time. They must not wait.
 	Changed func(containerID string)
 	Listed  func(containerIDs []string, at time.Time)
 

@@ -137,7 +137,7 @@ func (x *Index) follow(ctx context.Context) error {
 				if e.Action == "destroy" && x.Gone != nil {
 					go x.Gone(e.Actor.ID)
 				}
-				if e.Action != "rename" && x.Changed != nil {
+				if x.Changed != nil {
 					x.Changed(e.Actor.ID)
 				}
 			}
