@@ -187,7 +187,14 @@ func TestTheLedgerIsTheEngines(t *testing.T) {
 		raw("rm", "-f", out[0])
 		raw("rm", "-f", out[len(out)-1])
 	}
+	for range 3 {
+		raw("run", "-d", "--label", "ds01.user=alice", "-m", "50m", lab.Image, "sleep", "100000")
+	}
 	cut = relay(t, between, e.Socket)
+	// Nothing is let through before that is known.
+	if id, got := d.create(lab.Alice, ""); got.status == http.StatusCreated {
+		t.Errorf("created %.12s where 150 MiB were promised meanwhile", id)
+	}
 	d.agree("without events")
 
 	// The Engine is stopped and started: containers end, and those that restart do.

@@ -116,7 +116,7 @@ func run(ctx context.Context, binary string, rounds int, asJSON bool) (err error
 		}
 	}
 	fmt.Fprintln(os.Stderr, "create, without limits and with …")
-	made, err := creates(ctx, e.Socket, p.Socket(lab.Alice), gated.Socket(lab.Bob), max(1, rounds/10))
+	made, err := creates(ctx, e.Socket, p.Socket(lab.Alice), gated.Socket(lab.Bob), max(1, rounds/5))
 	if err != nil {
 		return fmt.Errorf("create: %w", err)
 	}

@@ -41,6 +41,9 @@ type Index struct {
 	// changed, renamed or removed, and Listed which there were at a time. They must not wait.
 	Changed func(containerID string)
 	Listed  func(containerIDs []string, at time.Time)
+	// Lost, where set before Run, is told that nothing is heard of containers until they
+	// are listed again.
+	Lost func()
 
 	mu    sync.RWMutex
 	table *table

@@ -55,8 +55,9 @@ type Book struct {
 	// changed counts what was noted of a container by itself, so that an older answer of
 	// the Engine does not undo it.
 	changed map[string]uint64
-	synced  chan struct{}
-	once    sync.Once
+	// synced is closed while all containers are noted, which known says too.
+	synced chan struct{}
+	known  bool
 }
 
 // An account is one user's.
@@ -170,9 +171,32 @@ func (b *Book) Keep(existed func(id string) bool, at time.Time) {
 	}
 }
 
-// Synced says that all containers were noted; Ready is closed from then on.
-func (b *Book) Synced()                { b.once.Do(func() { close(b.synced) }) }
-func (b *Book) Ready() <-chan struct{} { return b.synced }
+// Synced says that all containers were noted; Ready is closed from then on, until Lost
+// says that nobody tells any more what becomes of them.
+func (b *Book) Synced() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.known {
+		b.known = true
+		close(b.synced)
+	}
+}
+
+// Lost undoes Synced.
+func (b *Book) Lost() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.known {
+		b.known, b.synced = false, make(chan struct{})
+	}
+}
+
+// Ready is closed while the book is true.
+func (b *Book) Ready() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.synced
+}
 
 // Container returns what is known of one.
 func (b *Book) Container(id string) (Container, bool) {

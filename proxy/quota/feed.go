@@ -50,6 +50,15 @@ func (f *Feed) Listed(ids []string, at time.Time) {
 	f.settled()
 }
 
+// Lost says that nothing is heard of containers until they are listed again: an Engine
+// that went away may come back with others running.
+func (f *Feed) Lost() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.listed = false
+	f.Book.Lost()
+}
+
 func (f *Feed) add(ids ...string) {
 	f.mu.Lock()
 	for _, id := range ids {
@@ -117,9 +126,8 @@ func (f *Feed) next() (string, bool) {
 // settled lets requests go on once everything was looked at.
 func (f *Feed) settled() {
 	f.mu.Lock()
-	done := f.listed && len(f.dirty) == 0 && f.busy == 0
-	f.mu.Unlock()
-	if done {
+	defer f.mu.Unlock()
+	if f.listed && len(f.dirty) == 0 && f.busy == 0 {
 		f.Book.Synced()
 	}
 }

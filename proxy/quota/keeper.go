@@ -172,17 +172,18 @@ func (k *Keeper) Container(ctx context.Context, id string) (Container, error) {
 	}
 }
 
-// wait waits for the first list.
+// wait waits for a list of all containers where there is none that is kept true.
 func (k *Keeper) wait(ctx context.Context) error {
+	ready := k.Book.Ready()
 	select {
-	case <-k.Book.Ready():
+	case <-ready:
 		return nil
 	default:
 	}
 	timer := time.NewTimer(syncWait)
 	defer timer.Stop()
 	select {
-	case <-k.Book.Ready():
+	case <-ready:
 		return nil
 	case <-timer.C:
 		return ErrNotReady

@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/zap"
+
 	"github.com/ds01/ds01-proxy/cgroupstat"
 	"github.com/ds01/ds01-proxy/policy"
 )
@@ -122,4 +124,26 @@ func TestPromisesDoNotHideWhatThereIs(t *testing.T) {
 	reserve(t, k, Ask{Container: "1", Memory: 10}, true)
 	k.Changed("1", 20, false)
 	reserve(t, k, Ask{Memory: 20, New: true}, false)
+}
+
+// TestNothingIsPromisedByHearsay loses sight of the Engine, and finds it again with other
+// containers than the book had.
+func TestNothingIsPromisedByHearsay(t *testing.T) {
+	k := counter(policy.AccountCommitted, false)
+	feed := NewFeed(k.Book, func(_ context.Context, id string) (Container, error) {
+		return Container{ID: id, User: "ann", Memory: 10, Running: true}, nil
+	}, zap.NewNop())
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go feed.Run(ctx)
+	feed.Listed([]string{"1"}, time.Now())
+	reserve(t, k, Ask{Memory: 10, New: true}, true).Drop()
+	feed.Lost()
+	soon, end := context.WithTimeout(ctx, 50*time.Millisecond)
+	defer end()
+	if _, v, err := k.Reserve(soon, ann, Ask{Memory: 10, New: true}); err == nil || v.Allowed() {
+		t.Errorf("%+v, %v", v, err)
+	}
+	time.AfterFunc(50*time.Millisecond, func() { feed.Listed([]string{"1", "2", "3"}, time.Now()) })
+	reserve(t, k, Ask{Memory: 10, New: true}, false)
 }
