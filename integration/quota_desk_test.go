@@ -109,7 +109,7 @@ func (d *desk) unslice() {
 	}
 }
 
-// clear removes the group's containers, and the volumes of its users that nobody uses.
+// clear removes the group's containers, and their anonymous volumes.
 func (d *desk) clear() {
 	ctx := context.Background()
 	for _, id := range d.all() {

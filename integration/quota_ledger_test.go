@@ -181,6 +181,8 @@ func TestTheLedgerIsTheEngines(t *testing.T) {
 	d.agree("behind its back")
 
 	// The stream of events is cut, and things happen meanwhile.
+	raw(append([]string{"rm", "-f"}, strings.Fields(raw("ps", "-aq"))...)...)
+	d.agree("removed behind its back")
 	cut()
 	behind()
 	if out := strings.Fields(raw("ps", "-aq", "--filter", "label=ds01.user=alice")); len(out) > 2 {

@@ -56,7 +56,6 @@ func TestSlicesHaveTheirLimits(t *testing.T) {
 func TestTheKernelHoldsTheSlice(t *testing.T) {
 	d := newDesk(t, theEngine, "{pids_limit: null, aggregate: {memory_max: 48m, tasks_max: 40}}", "")
 	out, err := d.as(lab.Alice, "run", "--name", "oom-"+d.group, lab.Image, "sh", "-c", "dd if=/dev/zero of=/dev/null bs=90M count=1; echo ended $?")
-	t.Logf("%v: %s", err, out)
 	c, ok := d.one("oom-" + d.group)
 	if !ok || strings.Contains(out, "ended 0") && c.State.ExitCode == 0 {
 		t.Errorf("90 MiB in a slice of 48: %v: %s: %+v", err, out, c.State)
