@@ -147,7 +147,7 @@ func cpuCeilings(l *ContainerLimits, host Host, r *container.Resources, fill boo
 	case r.NanoCPUs > *l.NanoCPUs:
 		return ceiling("--cpus", cpus(r.NanoCPUs), cpus(most))
 	case r.NanoCPUs > 0 && r.NanoCPUs < leastCPUs:
-		return refuse("container-limits", fmt.Sprintf("Permission denied: --cpus %s is below %s, the least that can be kept (rule container-limits).", cpus(r.NanoCPUs), cpus(leastCPUs)))
+		return refuse("container-limits", fmt.Sprintf("Permission denied: --cpus %s is too little (rule container-limits). Ask for %s or more.", cpus(r.NanoCPUs), cpus(leastCPUs)))
 	case quota < 0:
 		return unlimited("--cpu-quota", strconv.FormatInt(quota, 10), cpus(most)+" CPUs")
 	case quota > 0 && float64(quota)/float64(period) > float64(*l.NanoCPUs)/1e9:

@@ -13,6 +13,19 @@ type Limits struct {
 	Aggregate *Aggregate
 }
 
+// ForOne are the limits of one container. Where there is one for CPUs, it is not above
+// what all of the user's containers have: version 1 of cgroups starts none that has more.
+func (l *Limits) ForOne() ContainerLimits {
+	one := l.PerContainer
+	if a := l.Aggregate; one.NanoCPUs != nil && a != nil && a.CPUQuota != nil {
+		one.NanoCPUs = ptr(min(*one.NanoCPUs, *a.CPUQuota*nanoPercent))
+	}
+	return one
+}
+
+// nanoPercent is a hundredth of a CPU in billionths.
+const nanoPercent = 10_000_000
+
 // ContainerLimits are for one container: what it gets where it asks for nothing, and
 // the most it may ask for.
 type ContainerLimits struct {

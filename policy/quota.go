@@ -126,6 +126,16 @@ func (g Gate) Containers(s Standing) Verdict {
 // Restarts reports whether the Engine may start a container with this policy by itself.
 func Restarts(p container.RestartPolicy) bool { return p.Name != "" && p.Name != "no" }
 
+// MayRestart reports whether the Engine may start a container by itself that has this
+// policy: one that ended stays so under unless-stopped, since only its user ends it for
+// good, and under on-failure where it did not fail.
+func MayRestart(p container.RestartPolicy, ended bool, exitCode int) bool {
+	if ended && (p.Name == "unless-stopped" || p.Name == "on-failure" && exitCode == 0) {
+		return false
+	}
+	return Restarts(p)
+}
+
 // pidsNear is the share of a user's processes from which they are warned.
 const pidsNear = 0.9
 

@@ -77,8 +77,8 @@ func build(x *exchange) (policy.Verdict, error) {
 	if err == nil && v.Allowed() {
 		v, err = also(v)(x.sealed("a build"))
 	}
-	if v.Outcome == policy.Allow && tags.Outcome == policy.FailOpen {
-		v = tags
+	if err == nil && v.Allowed() && tags.Outcome == policy.FailOpen {
+		v = x.opened(tags, v)
 	}
 	return v, err
 }
@@ -147,9 +147,7 @@ func (x *exchange) classicBuild() (policy.Verdict, error) {
 	if err != nil || !gate.Allowed() {
 		return gate, err
 	}
-	if gate.Outcome == policy.FailOpen {
-		verdict = gate
-	}
+	verdict = x.opened(verdict, gate)
 	x.setQuery("labels", string(text))
 	x.setQuery("cgroupparent", units.CgroupParent(st.CgroupDriver, x.subject.Group, x.subject.Slice))
 	if verdict.Outcome == policy.Allow {

@@ -54,9 +54,7 @@ func createContainer(x *exchange) (policy.Verdict, error) {
 			v.Reason += " (" + ref.Field + " " + ref.Ref + ")"
 			return v, nil
 		}
-		if v.Outcome == policy.FailOpen {
-			verdict = v
-		}
+		verdict = x.opened(verdict, v)
 		known[ref.Ref] = obj.ID
 		ref.Set(obj.ID)
 	}
@@ -74,9 +72,7 @@ func createContainer(x *exchange) (policy.Verdict, error) {
 		if err != nil || !v.Allowed() {
 			return v, err
 		}
-		if v.Outcome == policy.FailOpen {
-			verdict = v
-		}
+		verdict = x.opened(verdict, v)
 	}
 	policy.Harden(x.profile(), &req)
 	if x.oneself {

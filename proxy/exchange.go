@@ -92,8 +92,10 @@ type exchange struct {
 	// whole is true once the Engine's answer has been read to its end.
 	whole       bool
 	wroteHeader bool
-	recorded    bool
-	rec         audit.Record
+	// also are causes to fail open beside the verdict's.
+	also     []audit.Cause
+	recorded bool
+	rec      audit.Record
 }
 
 // ServeHTTP answers one request: accept, classify, guard, rewrite, forward,
@@ -296,8 +298,20 @@ func (x *exchange) decided() {
 	x.rec.Verdict, x.rec.Rule, x.rec.Reason = audit.VerdictAllow, x.verdict.Rule, x.verdict.Reason
 	if x.verdict.Outcome == policy.FailOpen {
 		x.rec.Verdict = audit.VerdictFailOpen
-		x.rec.FailOpen = x.verdict.Rule
+		x.rec.FailOpen, x.rec.Also = x.verdict.Rule, x.also
 	}
+}
+
+// opened is what stands of two verdicts that let a request through; failing open for one
+// reason does not hide that it does for another.
+func (x *exchange) opened(first, then policy.Verdict) policy.Verdict {
+	if then.Outcome != policy.FailOpen {
+		return first
+	}
+	if first.Outcome == policy.FailOpen && first.Rule != then.Rule {
+		x.also = append(x.also, audit.Cause{Rule: first.Rule, Reason: first.Reason})
+	}
+	return then
 }
 
 // answered says that the Engine has answered with status.

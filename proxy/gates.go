@@ -44,9 +44,7 @@ func (x *exchange) reserve(ask quota.Ask) (policy.Verdict, error) {
 	if err != nil || !v.Allowed() {
 		return v, err
 	}
-	if v.Outcome == policy.FailOpen {
-		verdict = v
-	}
+	verdict = x.opened(verdict, v)
 	if hold.Warning != "" {
 		x.warnings = append(x.warnings, hold.Warning)
 	}
@@ -78,7 +76,8 @@ func (x *exchange) createGate(req *container.CreateRequest) (policy.Verdict, err
 		return policy.Verdict{}, err
 	}
 	limits := x.limits()
-	if v := policy.ContainerCeilings(&limits.PerContainer, host, req); !v.Allowed() {
+	one := limits.ForOne()
+	if v := policy.ContainerCeilings(&one, host, req); !v.Allowed() {
 		return v, nil
 	}
 	asked := policy.AskedGPUs(req, config.Env, host)
@@ -113,10 +112,10 @@ func unpauseContainer(x *exchange) (policy.Verdict, error) {
 		return v, err
 	}
 	gate, err := x.reserve(quota.Ask{Container: obj.ID, Unpause: true})
-	if err != nil || !gate.Allowed() || gate.Outcome == policy.FailOpen {
+	if err != nil || !gate.Allowed() {
 		return gate, err
 	}
-	return v, nil
+	return x.opened(v, gate), nil
 }
 
 // startedContainer notes that a container runs.
@@ -129,7 +128,8 @@ func (x *exchange) updateGate(obj policy.Object, req *container.UpdateConfig) (p
 		return policy.Verdict{}, err
 	}
 	limits := x.limits()
-	if v := policy.UpdateCeilings(&limits.PerContainer, host, req); !v.Allowed() || obj.Owner != x.subject.User {
+	one := limits.ForOne()
+	if v := policy.UpdateCeilings(&one, host, req); !v.Allowed() || obj.Owner != x.subject.User {
 		return v, nil
 	}
 	if _, err := x.counted(obj.ID); err != nil {
@@ -175,7 +175,8 @@ func (x *exchange) buildGate() (policy.Verdict, error) {
 		Memory: number("memory"), MemorySwap: number("memswap"), CPUPeriod: number("cpuperiod"), CPUQuota: number("cpuquota"),
 	}}}
 	limits := x.limits()
-	if v := policy.ContainerCeilings(&limits.PerContainer, host, req); !v.Allowed() {
+	one := limits.ForOne()
+	if v := policy.ContainerCeilings(&one, host, req); !v.Allowed() {
 		return v, nil
 	}
 	hc := req.HostConfig

@@ -179,8 +179,11 @@ func TestACreateThatTheEngineRefusesLeavesNothing(t *testing.T) {
 func TestAPromiseOutlivesItsClient(t *testing.T) {
 	b := limitedBed(t)
 	released := make(chan struct{})
-	b.engine.answer(func(http.ResponseWriter, *http.Request) { <-released })
-	defer close(released)
+	b.engine.answer(func(w http.ResponseWriter, _ *http.Request) {
+		<-released
+		w.WriteHeader(http.StatusCreated)
+		_, _ = io.WriteString(w, `{"Id":"`+id("c")+`"}`)
+	})
 	c := b.dial(t, "alice")
 	if _, err := io.WriteString(c, createText(`{"Image":"i"}`)); err != nil {
 		t.Fatal(err)
@@ -189,10 +192,16 @@ func TestAPromiseOutlivesItsClient(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 	c.Close()
-	b.records.last(t)
+	time.Sleep(50 * time.Millisecond)
 	if r, _ := b.report(t, "alice", "/_ds01/limits"); r.Memory.Pending != 4*gib {
 		t.Errorf("%d are promised", r.Memory.Pending)
 	}
+	b.engine.answer(nil)
+	close(released)
+	eventually(t, func() bool {
+		made, known := b.quota.Book.Container(id("c"))
+		return known && made.Memory == 4*gib
+	})
 }
 
 // TestUpdatesAreRebuilt: what arrives is what was decided on.

@@ -139,11 +139,11 @@ func startContainer(x *exchange) (policy.Verdict, error) {
 		return ready, nil
 	}
 	gate, err := x.startGate(obj)
-	if err != nil || !gate.Allowed() || gate.Outcome == policy.FailOpen {
+	if err != nil || !gate.Allowed() {
 		return gate, err
 	}
 	x.holdStart(obj.Owner)
-	return v, nil
+	return x.opened(v, gate), nil
 }
 
 func renameContainer(x *exchange) (policy.Verdict, error) {
@@ -205,9 +205,7 @@ func updateContainer(x *exchange) (policy.Verdict, error) {
 	if err != nil || !gate.Allowed() {
 		return gate, err
 	}
-	if gate.Outcome == policy.FailOpen {
-		v = gate
-	}
+	v = x.opened(v, gate)
 	return v, x.encode(&req)
 }
 

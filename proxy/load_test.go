@@ -175,8 +175,12 @@ func TestLoadForwardsArchives(t *testing.T) {
 		"plain": archive, "gzip": zipped.Bytes(), "zstd": zstandard.Bytes(), "with padding": append(bytes.Clone(archive), make([]byte, 10000)...),
 		"with another archive behind": append(bytes.Clone(archive), hidden...),
 	} {
+		// The Engine has the image when it answers.
+		b.engine.answer(func(w http.ResponseWriter, _ *http.Request) {
+			b.engine.named("new:1")
+			_, _ = io.WriteString(w, `{"Id":"`+id("c")+`"}`)
+		})
 		got, arrived := load(t, b, packed)
-		b.engine.named("new:1")
 		if got.status != http.StatusOK || len(arrived) != 1 {
 			t.Fatalf("%s: %d %s, %d arrived", what, got.status, got.body, len(arrived))
 		}

@@ -54,7 +54,7 @@ func (d *daemon) quotas(c *config, client *engine.Client) (*quota.Keeper, error)
 	}
 	book := quota.NewBook(time.Now)
 	d.feed = quota.NewFeed(book, func(ctx context.Context, id string) (quota.Container, error) { return d.look(ctx, client, id) }, d.log.Named("quota"))
-	d.index.Changed, d.index.Listed = d.feed.Changed, d.feed.Listed
+	d.index.Changed, d.index.Listed, d.index.Lost = d.feed.Changed, d.feed.Listed, d.feed.Lost
 	d.slices = &userSlices{
 		mode: c.Quota.Slices, state: d.index.State, reader: reader, now: time.Now, known: make(map[string]*slice),
 		limiter: func() (*cgroupstat.Limiter, error) { return cgroupstat.NewLimiter(tree) },

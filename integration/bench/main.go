@@ -72,6 +72,19 @@ func run(ctx context.Context, binary string, rounds int, asJSON bool) (err error
 		return err
 	}
 	defer func() { err = errors.Join(err, p.Stop()) }()
+	gatedDir, err := scratch.Make("q", 0o755)
+	if err != nil {
+		return err
+	}
+	conf, err := limited(gatedDir)
+	if err != nil {
+		return err
+	}
+	gated, err := lab.StartProxy(ctx, binary, gatedDir, e.Socket, []lab.Person{lab.Bob}, "--config", conf)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, gated.Stop()) }()
 	id, err := p.Docker(ctx, lab.Alice, "create", "--name", "one", lab.Image, "true")
 	if err != nil {
 		return fmt.Errorf("%w: %s", err, id)
@@ -102,6 +115,12 @@ func run(ctx context.Context, binary string, rounds int, asJSON bool) (err error
 			results = append(results, r)
 		}
 	}
+	fmt.Fprintln(os.Stderr, "create, without limits and with …")
+	made, err := creates(ctx, e.Socket, p.Socket(lab.Alice), gated.Socket(lab.Bob), max(1, rounds/5))
+	if err != nil {
+		return fmt.Errorf("create: %w", err)
+	}
+	results = append(results, made...)
 	if asJSON {
 		enc := json.NewEncoder(os.Stdout)
 		enc.SetIndent("", "  ")
@@ -130,8 +149,75 @@ type side struct {
 	times  []time.Duration
 }
 
-// once sends the request and reads the whole answer.
+// limited writes a configuration with limits that nothing here meets, for users who are
+// in a group of their own, and returns its path.
+func limited(dir string) (string, error) {
+	limits, conf := filepath.Join(dir, "limits.yaml"), filepath.Join(dir, "config.yaml")
+	const text = "default_group: bench\ngroups:\n  bench: {memory: 64m, memory_swap: 64m, max_cpus: 1, pids_limit: 100, shm_size: 16m, max_containers_per_user: 100000, " +
+		"aggregate: {memory_max: 1000g, cpu_quota: 100000%, tasks_max: 100000}}\n"
+	return conf, errors.Join(os.WriteFile(limits, []byte(text), 0o600), os.WriteFile(conf, []byte("limits_file: "+limits+"\n"), 0o600))
+}
+
+// creates makes containers on three sockets in turn, and removes each before the next:
+// the Engine's own, and those of users without and with limits.
+func creates(ctx context.Context, raw, free, held string, rounds int) ([]result, error) {
+	const body = `{"Image":"` + lab.Image + `","Cmd":["true"],"HostConfig":{"Memory":33554432}}`
+	text := fmt.Sprintf("POST /containers/create HTTP/1.1\r\nHost: d\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+	sides := []*side{{socket: raw}, {socket: free}, {socket: held}}
+	remove := &side{socket: raw}
+	defer func() {
+		for _, s := range append(sides, remove) {
+			if s.conn != nil {
+				s.conn.Close()
+			}
+		}
+	}()
+	warmup := max(1, rounds/10)
+	for i := range rounds + warmup {
+		// Who is first pays for what the removal before left to do.
+		for n := range sides {
+			if ctx.Err() != nil {
+				return nil, ctx.Err()
+			}
+			s := sides[(i+n)%len(sides)]
+			answer, err := s.send(text, false, http.StatusCreated)
+			if err != nil {
+				return nil, err
+			}
+			var made struct{ ID string }
+			if err := json.Unmarshal(answer, &made); err != nil {
+				return nil, err
+			}
+			if _, err := remove.send("DELETE /containers/"+made.ID+" HTTP/1.1\r\nHost: d\r\n\r\n", false, http.StatusNoContent); err != nil {
+				return nil, err
+			}
+		}
+		if i < warmup {
+			for _, s := range sides {
+				s.times = s.times[:0]
+			}
+		}
+	}
+	var out []result
+	for _, pair := range []struct {
+		name string
+		a, b *side
+	}{{"create, no limits", sides[0], sides[1]}, {"create, limits", sides[0], sides[2]}, {"limits to none", sides[1], sides[2]}} {
+		r := ratio(pair.a, pair.b)
+		r.Request, r.Conn, r.Rounds = pair.name, connName(false), rounds
+		out = append(out, r)
+	}
+	return out, nil
+}
+
+// once sends the request and wants 200.
 func (s *side) once(text string, fresh bool) error {
+	_, err := s.send(text, fresh, http.StatusOK)
+	return err
+}
+
+// send sends the request and reads the whole answer.
+func (s *side) send(text string, fresh bool, status int) ([]byte, error) {
 	began := time.Now()
 	if s.conn == nil || fresh {
 		if s.conn != nil {
@@ -139,25 +225,26 @@ func (s *side) once(text string, fresh bool) error {
 		}
 		c, err := net.Dial("unix", s.socket)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		s.conn, s.br = c, bufio.NewReader(c)
 	}
 	if _, err := io.WriteString(s.conn, text); err != nil {
-		return err
+		return nil, err
 	}
 	resp, err := http.ReadResponse(s.br, nil)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
-		return err
+	answer, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return nil, err
 	}
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("status %s", resp.Status)
+	if resp.StatusCode != status {
+		return nil, fmt.Errorf("status %s: %s", resp.Status, answer)
 	}
 	s.times = append(s.times, time.Since(began))
-	return nil
+	return answer, nil
 }
 
 // compare lets the two sockets take turns.
@@ -184,14 +271,19 @@ func compare(ctx context.Context, raw, via, text string, rounds int, fresh bool)
 			}
 		}
 	}
-	for _, s := range sides {
-		slices.Sort(s.times)
-	}
+	r := ratio(sides[0], sides[1])
+	r.Conn, r.Rounds = connName(fresh), rounds
+	return r, nil
+}
+
+// ratio compares the times of two sides.
+func ratio(raw, via *side) result {
 	at := func(s *side, q float64) float64 {
-		return float64(s.times[int(q*float64(len(s.times)-1))].Nanoseconds()) / 1000
+		sorted := slices.Sorted(slices.Values(s.times))
+		return float64(sorted[int(q*float64(len(sorted)-1))].Nanoseconds()) / 1000
 	}
 	return result{
-		Conn: connName(fresh), Rounds: rounds, RawP50: at(sides[0], 0.5), ViaP50: at(sides[1], 0.5),
-		Ratio: at(sides[1], 0.5) / at(sides[0], 0.5), Ratio99: at(sides[1], 0.99) / at(sides[0], 0.99),
-	}, nil
+		RawP50: at(raw, 0.5), ViaP50: at(via, 0.5),
+		Ratio: at(via, 0.5) / at(raw, 0.5), Ratio99: at(via, 0.99) / at(raw, 0.99),
+	}
 }

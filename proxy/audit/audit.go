@@ -41,11 +41,16 @@ type Record struct {
 	// FailOpen is the rule that would have refused, where a switch let the request
 	// through, whatever became of it then.
 	FailOpen string
+	// Also are further causes of which any one would have been enough.
+	Also []Cause
 	// Status is the HTTP status that the caller got; 0 where the caller left.
 	Status int
 	// Took is from the end of the request's header to the end of the answer.
 	Took time.Duration
 }
+
+// A Cause is a rule that would have refused a request, and why.
+type Cause struct{ Rule, Reason string }
 
 // A Log writes records and counts them.
 type Log struct {
@@ -105,6 +110,13 @@ func (l *Log) Record(r *Record) {
 			zap.String("cause", r.FailOpen), zap.String("user", r.User), zap.String("reason", r.Reason))
 		level = zapcore.WarnLevel
 	}
+	var also []string
+	for _, c := range r.Also {
+		l.failOpens.WithLabelValues(c.Rule).Inc()
+		l.warnings.Warn("let through although no rule allows it",
+			zap.String("cause", c.Rule), zap.String("user", r.User), zap.String("reason", cut(c.Reason, maxReason)))
+		also = append(also, c.Rule+": "+cut(c.Reason, maxReason))
+	}
 	objects := len(r.Objects)
 	if objects > maxObjects {
 		r.Objects = r.Objects[:maxObjects]
@@ -113,13 +125,17 @@ func (l *Log) Record(r *Record) {
 	if ce == nil {
 		return
 	}
-	ce.Write(
+	fields := []zap.Field{
 		zap.String("user", r.User), zap.Bool("admin", r.Admin), zap.String("mode", r.Mode),
 		zap.Uint32("uid", r.UID), zap.Int32("pid", r.PID), zap.String("peer_container", r.Container),
 		zap.String("method", r.Method), zap.String("route", r.Route), zap.Strings("objects", r.Objects), zap.Int("objects_total", objects),
 		zap.String("rule", r.Rule), zap.String("verdict", r.Verdict), zap.String("reason", r.Reason),
 		zap.Int("status", r.Status), zap.Duration("took", r.Took),
-	)
+	}
+	if len(also) > 0 {
+		fields = append(fields, zap.Strings("also", also))
+	}
+	ce.Write(fields...)
 }
 
 // Panic records a panic of the proxy with its stack.

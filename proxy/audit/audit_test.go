@@ -68,3 +68,20 @@ func TestPanicsAreCounted(t *testing.T) {
 		t.Errorf("%v", warnings.All())
 	}
 }
+
+// TestEveryCauseIsTold lets one request through that two rules would have refused.
+func TestEveryCauseIsTold(t *testing.T) {
+	l, lines, told := newLog(t)
+	l.Record(&Record{Verdict: VerdictFailOpen, Rule: "b", FailOpen: "b", Also: []Cause{{"a", "because"}}})
+	if got := fmt.Sprint(lines.All()[0].ContextMap()["also"]); got != "[a: because]" {
+		t.Errorf("also is %v", got)
+	}
+	if told.Len() != 2 {
+		t.Errorf("%d warnings", told.Len())
+	}
+	for _, cause := range []string{"a", "b"} {
+		if n := testutil.ToFloat64(l.failOpens.WithLabelValues(cause)); n != 1 {
+			t.Errorf("%s is counted %v times", cause, n)
+		}
+	}
+}

@@ -39,6 +39,7 @@ func (c *Client) Holding(ctx context.Context, id string, host policy.Host) (Hold
 		State      struct {
 			Running, Paused, Restarting bool
 			Status                      string
+			ExitCode                    int
 			StartedAt                   time.Time
 		}
 	}
@@ -50,7 +51,7 @@ func (c *Client) Holding(ctx context.Context, id string, host policy.Host) (Hold
 	h := Holding{ID: id, Name: ownName([]string{one.Name}), Began: one.State.StartedAt, Running: one.State.Running || one.State.Paused || one.State.Restarting, Fresh: one.State.Status == "created"}
 	if hc := one.HostConfig; hc != nil {
 		h.Memory, h.CgroupParent = hc.Memory, hc.CgroupParent
-		h.Restarts = policy.Restarts(hc.RestartPolicy)
+		h.Restarts = policy.MayRestart(hc.RestartPolicy, one.State.Status == "exited", one.State.ExitCode)
 	}
 	if one.Config != nil {
 		h.GPUs = policy.AskedGPUs(&container.CreateRequest{Config: one.Config, HostConfig: one.HostConfig}, nil, host)

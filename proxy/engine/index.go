@@ -38,9 +38,13 @@ type Index struct {
 	Known func(exists func(containerID string) bool)
 
 	// Changed, where set before Run, is told of containers that are made, started, ended,
-	// changed, removed or found to be somebody else's, and Listed which there were at a time. They must not wait.
+	// changed, renamed, removed or found to be somebody else's, and Listed which there were
+	// at a time. They must not wait.
 	Changed func(containerID string)
 	Listed  func(containerIDs []string, at time.Time)
+	// Lost, where set before Run, is told that nothing is heard of containers until they
+	// are listed again.
+	Lost func()
 
 	mu    sync.RWMutex
 	table *table

@@ -37,6 +37,9 @@ func (x *Index) Run(ctx context.Context) {
 			return
 		}
 		wasSynced := x.unsync()
+		if wasSynced && x.Lost != nil {
+			x.Lost()
+		}
 		if wasSynced || !down {
 			x.log.Warn("event stream of the Engine ended; asking the Engine for every name until it is back", zap.Error(err))
 			down = true
@@ -137,7 +140,7 @@ func (x *Index) follow(ctx context.Context) error {
 				if e.Action == "destroy" && x.Gone != nil {
 					go x.Gone(e.Actor.ID)
 				}
-				if e.Action != "rename" && x.Changed != nil {
+				if x.Changed != nil {
 					x.Changed(e.Actor.ID)
 				}
 			}

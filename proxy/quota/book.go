@@ -29,6 +29,10 @@ type Container struct {
 	// how much that one was larger.
 	noted, raised time.Time
 	rise          int64
+	// first is the book's turn in which it was noted first, and claimed is true where the
+	// request is known that made it.
+	first   uint64
+	claimed bool
 	// Step is true for containers that the Engine makes by itself, for a build.
 	Step bool
 }
@@ -64,7 +68,9 @@ func (c *Container) weight(each int64) int64 {
 type Book struct {
 	now func() time.Time
 
-	mu       sync.Mutex
+	mu sync.Mutex
+	// turn numbers promises and containers in the order in which they came.
+	turn     uint64
 	accounts map[string]*account
 	owner    map[string]*account
 	// changed says by when something was noted of a container, in steps, so that an older
@@ -73,9 +79,10 @@ type Book struct {
 	step, floor uint64
 	// again has the Engine asked about a container of which a request was noted: it may
 	// have died meanwhile. It is called with mu held.
-	again  func(id string)
+	again func(id string)
+	// synced is closed while all containers are noted, which known says too.
 	synced chan struct{}
-	once   sync.Once
+	known  bool
 }
 
 // An account is one user's.
@@ -145,8 +152,11 @@ func (b *Book) Set(c Container, version uint64) bool {
 // put notes a container; b.mu is held.
 func (b *Book) put(c Container) {
 	now := b.now()
+	b.turn++
+	c.first = b.turn
 	if a := b.owner[c.ID]; a != nil {
 		was := a.containers[c.ID]
+		c.first, c.claimed = was.first, was.claimed || c.claimed
 		c.raised, c.rise = was.raised, was.risen(now)
 		if was.Memory > 0 {
 			// No limit is no less than one.
@@ -204,9 +214,32 @@ func (b *Book) Keep(existed func(id string) bool, at time.Time) {
 	b.floor = b.step
 }
 
-// Synced says that all containers were noted; Ready is closed from then on.
-func (b *Book) Synced()                { b.once.Do(func() { close(b.synced) }) }
-func (b *Book) Ready() <-chan struct{} { return b.synced }
+// Synced says that all containers were noted; Ready is closed from then on, until Lost
+// says that nobody tells any more what becomes of them.
+func (b *Book) Synced() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.known {
+		b.known = true
+		close(b.synced)
+	}
+}
+
+// Lost undoes Synced.
+func (b *Book) Lost() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.known {
+		b.known, b.synced = false, make(chan struct{})
+	}
+}
+
+// Ready is closed while the book is true.
+func (b *Book) Ready() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.synced
+}
 
 // Container returns what is known of one.
 func (b *Book) Container(id string) (Container, bool) {

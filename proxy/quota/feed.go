@@ -56,6 +56,15 @@ func (f *Feed) Listed(ids []string, at time.Time) {
 	f.settled()
 }
 
+// Lost says that nothing is heard of containers until they are listed again: an Engine
+// that went away may come back with others running.
+func (f *Feed) Lost() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.listed = false
+	f.Book.Lost()
+}
+
 func (f *Feed) add(ids ...string) {
 	f.mu.Lock()
 	for _, id := range ids {

@@ -27,9 +27,12 @@ func (h *Hold) Made(c Container) {
 	h.book.mu.Lock()
 	defer h.book.mu.Unlock()
 	delete(h.a.promises, h.p)
-	_, known := h.a.containers[c.ID]
-	_, heard := h.book.changed[c.ID]
-	if !known && !heard {
+	c.claimed = true
+	if known := h.a.containers[c.ID]; known != nil {
+		known.claimed = true
+		return
+	}
+	if _, heard := h.book.changed[c.ID]; !heard {
 		// Of what the book heard and does not have, nothing is left.
 		h.book.note(c)
 	}

@@ -102,6 +102,8 @@ func (k *Keeper) attempt(s *policy.Subject, a *account, d *decision) policy.Verd
 		verdict = policy.UnreadableUsage(unread, k.OnError)
 	}
 	if verdict.Allowed() {
+		k.Book.turn++
+		d.p.turn = k.Book.turn
 		a.promises[d.p] = struct{}{}
 	}
 	return verdict

@@ -366,7 +366,7 @@ func (b *bench) compare(t testing.TB, users ...string) {
 		for _, c := range b.Book.Containers(user) {
 			n++
 			is := b.engine.all[c.ID]
-			c.noted, c.raised, c.rise = time.Time{}, time.Time{}, 0
+			c.noted, c.raised, c.rise, c.first, c.claimed = time.Time{}, time.Time{}, 0, 0, false
 			switch {
 			case is == nil:
 				t.Errorf("%s is in the book and gone", c.ID)

@@ -1,6 +1,7 @@
 package quota
 
 import (
+	"cmp"
 	"slices"
 
 	"github.com/ds01/ds01-proxy/policy"
@@ -8,6 +9,8 @@ import (
 
 // A promise is what a request under way was given.
 type promise struct {
+	// turn is the book's in which it was made.
+	turn uint64
 	// memory is what it may come to take; for a container that is there already, what
 	// that one's limit may come to be, where that is more.
 	memory int64
@@ -93,8 +96,9 @@ func (b *Book) standing(a *account, except string, each int64, own map[string]in
 			s.Pending, s.Committed = policy.Sum(s.Pending, p.memory), policy.Sum(s.Committed, p.memory)
 		}
 	}
+	kept := a.kept()
 	for p := range a.promises {
-		if p.of != "" {
+		if p.of != "" || kept[p] {
 			continue
 		}
 		s.GPUs += float64(p.gpus)
@@ -111,6 +115,32 @@ func (b *Book) standing(a *account, except string, each int64, own map[string]in
 	s.Committed = policy.Sum(s.Committed, max(build, steps.committed))
 	slices.Sort(s.Holders)
 	return s
+}
+
+// kept are the promises whose containers are in the book before the answer is that tells
+// which they are: the Engine tells of a container before it answers its maker.
+func (a *account) kept() map[*promise]bool {
+	var arriving []*promise
+	for p := range a.promises {
+		if p.arrives {
+			arriving = append(arriving, p)
+		}
+	}
+	if len(arriving) == 0 {
+		return nil
+	}
+	// The latest may have the fewest.
+	slices.SortFunc(arriving, func(x, y *promise) int { return cmp.Compare(y.turn, x.turn) })
+	kept, taken := make(map[*promise]bool), make(map[string]bool)
+	for _, p := range arriving {
+		for id, c := range a.containers {
+			if !taken[id] && !c.claimed && !c.Step && c.first > p.turn && c.Memory == p.memory && c.GPUs.Count == p.gpus {
+				kept[p], taken[id] = true, true
+				break
+			}
+		}
+	}
+	return kept
 }
 
 func holder(c *Container) string {
