@@ -61,7 +61,11 @@ func manifest(names ...string) string {
 func load(t *testing.T, b *bed, archive []byte) (reply, []arrival) {
 	t.Helper()
 	b.engine.take()
-	b.engine.answer(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, `{"stream":"Loaded image: new:1\n"}`) })
+	b.engine.answer(func(w http.ResponseWriter, _ *http.Request) {
+		// The Engine has the image before it answers.
+		b.engine.named("new:1")
+		fmt.Fprintln(w, `{"stream":"Loaded image: new:1\n"}`)
+	})
 	got := b.raw(t, fmt.Sprintf("POST /images/load HTTP/1.1\r\nHost: d\r\nContent-Type: application/x-tar\r\nContent-Length: %d\r\n\r\n%s", len(archive), archive))
 	return got, b.engine.take()
 }
@@ -175,11 +179,6 @@ func TestLoadForwardsArchives(t *testing.T) {
 		"plain": archive, "gzip": zipped.Bytes(), "zstd": zstandard.Bytes(), "with padding": append(bytes.Clone(archive), make([]byte, 10000)...),
 		"with another archive behind": append(bytes.Clone(archive), hidden...),
 	} {
-		// The Engine has the image when it answers.
-		b.engine.answer(func(w http.ResponseWriter, _ *http.Request) {
-			b.engine.named("new:1")
-			_, _ = io.WriteString(w, `{"Id":"`+id("c")+`"}`)
-		})
 		got, arrived := load(t, b, packed)
 		if got.status != http.StatusOK || len(arrived) != 1 {
 			t.Fatalf("%s: %d %s, %d arrived", what, got.status, got.body, len(arrived))
