@@ -93,7 +93,7 @@ func (g Gate) Memory(s Standing, requested int64) Verdict {
 		"  " + what,
 		"  Requested: " + Bytes(requested),
 		"  Limit: " + Bytes(limit),
-		"To free quota: see what runs with docker ps, stop what you do not need with docker stop <container>, and remove what never started with docker rm. check-limits shows your limits.",
+		"To free quota: see what runs with docker ps, stop what you do not need with docker stop <container>, and remove what never started, or would start again by itself, with docker rm. check-limits shows your limits.",
 	}, "\n"))
 }
 
