@@ -45,7 +45,7 @@ unit: ## tests that need no Engine (root)
 
 integration: deps ## real clients before a real Engine (root)
 	# The tests build the daemon themselves, which Go's test cache does not see.
-	$(GO) test -count=1 -timeout 30m ./integration/...
+	$(GO) test -count=1 -timeout 75m ./integration/...
 
 lint: ## gofmt, vet and staticcheck
 	@out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "gofmt would change:"; echo "$$out"; exit 1; }
