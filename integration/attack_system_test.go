@@ -16,7 +16,7 @@ func systemAttacks() []attack {
 	all := []attack{
 		{row: "GET /info", target: "/info", status: 200, worked: countsBobs},
 		{row: "GET /info", name: "by an old version", target: "/v1.24/info", status: 200, worked: countsBobs},
-		{row: "GET /_ds01/limits", name: "of bob", target: "/_ds01/limits?user=bob", status: 403, rawFails: "there is no such route", worked: tells(`"user": "bob"`)},
+		{row: "GET /_ds01/limits", name: "of bob", target: "/_ds01/limits?user=bob", status: 403, says: "the limits of others", rawFails: "there is no such route", worked: tells(`"user": "bob"`)},
 		{row: "GET /system/df", target: "/system/df", status: 200, worked: tells("atk-run")},
 		{row: "GET /system/df", name: "volumes", target: "/system/df?type=volume", status: 200, worked: tells("atk-vol")},
 		{row: "GET /system/df", name: "by an old version", target: "/v1.25/system/df", status: 200, worked: tells("atk-run")},

@@ -2,7 +2,9 @@ package integration
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -403,9 +405,19 @@ func TestUsersComeAndGo(t *testing.T) {
 		_, err := os.Lstat(p.Socket(who))
 		return os.IsNotExist(err)
 	})
-	// Its open connection ends, the others live on.
-	if _, err := br2.ReadByte(); err == nil {
+	// Its open connection ends, the others live on. What came before was about images,
+	// which are everybody's.
+	if err := theirs.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	came, err := io.ReadAll(br2)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Error("the connection of the account that is gone goes on")
+	}
+	for line := range strings.Lines(string(came)) {
+		if strings.Contains(line, `"Type"`) && !strings.Contains(line, `"Type":"image"`) {
+			t.Errorf("it got %s", line)
+		}
 	}
 	theirs.Close()
 	if err := events.SetReadDeadline(time.Now().Add(time.Second)); err != nil {

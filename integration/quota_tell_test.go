@@ -197,7 +197,7 @@ func TestUnreadableUse(t *testing.T) {
 				}
 				eventually(t, "it is recorded", func() bool {
 					text, err := d.p.Audit()
-					return err == nil && strings.Contains(text, c.rule+": ") && strings.Contains(text, `"verdict":"fail_open"`)
+					return err == nil && strings.Contains(text, c.rule) && strings.Contains(text, `"verdict":"fail_open"`)
 				})
 				if log := d.p.Log(); !strings.Contains(log, `"cause":"`+c.rule+`"`) {
 					t.Errorf("the log does not tell it: %s", log)

@@ -23,7 +23,7 @@ func CommitChanges(changes []string) Verdict {
 				return refuseNamed("commit-changes", fmt.Sprintf("Permission denied: a change must be an instruction on a line of its own, without comments or continuations (%.200s).", line))
 			case strings.EqualFold(word, "LABEL"), strings.EqualFold(word, "ONBUILD") && strings.Contains(strings.ToLower(rest), "label"):
 				if strings.Contains(withoutQuotes(rest), "ds01.") || strings.ContainsAny(rest, `$\`) {
-					return refuseNamed("commit-labels", fmt.Sprintf("Permission denied: labels that begin with ds01. are set by the server (%.200s). Leave them out, and write labels without variables.", line))
+					return refuse("commit-labels", fmt.Sprintf("Permission denied: labels that begin with ds01. are set by the server (%.200s; rule commit-labels). Leave them out, and write labels without variables.", line))
 				}
 			}
 		}

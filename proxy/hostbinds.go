@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/docker/docker/api/types/container"
 	"golang.org/x/sys/unix"
@@ -245,10 +246,18 @@ func (b *binder) stage(f *os.File, one policy.HostBind, group uint32, what binds
 // a thread for as long as a file system of the user's own takes.
 const maxOpening = 8
 
+// openingWait is how long a path waits for others of its user's to be opened.
+const openingWait = time.Second
+
 // openSource opens a path for the caller.
 func (x *exchange) openSource(c binds.Caller, path string, write bool, create func(string) bool) (*os.File, string, error) {
 	user := x.subject.User
-	if !x.srv.opening.take(user, 1) {
+	for began := time.Now(); !x.srv.opening.take(user, 1); {
+		// Those that answer are opened in a moment.
+		if time.Since(began) < openingWait && x.r.Context().Err() == nil {
+			time.Sleep(openingWait / 100)
+			continue
+		}
 		return nil, "", &statusError{http.StatusTooManyRequests, "too many paths of yours are being opened, or do not answer; wait until they do"}
 	}
 	return binds.OpenSoon(c, path, write, create, func() { x.srv.opening.give(user, 1) })

@@ -81,7 +81,7 @@ func ownLimits(x *exchange) (policy.Verdict, error) {
 	who := *x.subject
 	if name := x.r.URL.Query().Get("user"); name != "" && name != who.User {
 		if !who.Admin {
-			return policy.AdminsOnly(x.subject, "the limits of others"), nil
+			return policy.AdminsOnly(x.subject, "asking for the limits of others"), nil
 		}
 		var err error
 		if who, err = x.srv.Directory.ByName(name); err != nil {
