@@ -43,7 +43,8 @@ func AskedGPUs(req *container.CreateRequest, imageEnv []string, host Host) GPUAs
 			switch {
 			case id == "":
 				continue
-			case id == "all", strings.HasSuffix(id, "=all"):
+			case strings.EqualFold(id, "all"), strings.HasSuffix(strings.ToLower(id), "=all"):
+				// Nvidia's library does not look at the case.
 				ask.All = true
 			case !named[id]:
 				named[id] = true
@@ -64,6 +65,9 @@ func AskedGPUs(req *container.CreateRequest, imageEnv []string, host Host) GPUAs
 			name("--gpus device="+ids, ids)
 		case d.Count < 0:
 			ask.All, ask.Field = true, "--gpus all"
+		case d.Count == 0:
+			// The Engine has nvidia's hook run and does not say for what: the variable does.
+			ask.All, ask.Field = true, "--gpus without a number"
 		case d.Count > 0:
 			ask.Count = min(ask.Count+min(d.Count, mostGPUs), mostGPUs)
 			ask.Field = "--gpus"
@@ -104,7 +108,7 @@ func GrantGPUs(req *container.CreateRequest, asked GPUAsk, may bool, host Host) 
 	if asked.ByEnv && !may {
 		asked = GPUAsk{}
 	}
-	if Nvidia(req.HostConfig.Runtime, host) && !asked.ByEnv {
+	if (Nvidia(req.HostConfig.Runtime, host) || len(req.HostConfig.DeviceRequests) > 0) && !asked.ByEnv {
 		// Where a device request is the driver's, the Engine adds what it comes to, and
 		// the last word counts.
 		hideGPUs(req)

@@ -21,7 +21,9 @@ func TestAskedGPUs(t *testing.T) {
 		{`{}`, "", Host{}, "0"},
 		{`{"HostConfig":{"DeviceRequests":[{"Count":-1,"Capabilities":[["gpu"]]}]}}`, "", Host{}, "all"},
 		{`{"HostConfig":{"DeviceRequests":[{"Count":2}]}}`, "", Host{}, "2"},
-		{`{"HostConfig":{"DeviceRequests":[{"Count":0}]}}`, "", Host{}, "0"},
+		{`{"HostConfig":{"DeviceRequests":[{"Count":0}]}}`, "", Host{}, "all"},
+		{`{"HostConfig":{"DeviceRequests":[{"DeviceIDs":["ALL"]}]}}`, "", Host{}, "all"},
+		{`{"HostConfig":{"DeviceRequests":[{"Driver":"cdi","DeviceIDs":["nvidia.com/gpu=All"]}]}}`, "", Host{}, "all"},
 		{`{"HostConfig":{"DeviceRequests":[{"Count":1},{"Count":1}]}}`, "", Host{}, "2"},
 		// Nobody gets none by asking for more than there are numbers.
 		{`{"HostConfig":{"DeviceRequests":[{"Count":9223372036854775807},{"Count":9223372036854775807}]}}`, "", Host{}, "1048576"},
@@ -93,7 +95,8 @@ func TestGrantGPUs(t *testing.T) {
 		{[]string{"NVIDIA_VISIBLE_DEVICES=all"}, `{}`, false, false, "all"},
 		{[]string{"NVIDIA_VISIBLE_DEVICES=all", "NVIDIA_VISIBLE_DEVICES"}, `{"Runtime":"nvidia"}`, false, false, "void"},
 		// A device request that asks for nothing, or names devices itself, opens no other way.
-		{[]string{"NVIDIA_VISIBLE_DEVICES=all"}, `{"Runtime":"nvidia","DeviceRequests":[{"Driver":"cdi"}]}`, false, false, "void"},
+		{[]string{"NVIDIA_VISIBLE_DEVICES=all"}, `{"Runtime":"nvidia","DeviceRequests":[{"Driver":"cdi"}]}`, false, true, "void"},
+		{[]string{"NVIDIA_VISIBLE_DEVICES=all"}, `{"Runtime":"runc","DeviceRequests":[{"Capabilities":[["gpu"]]}]}`, true, true, "void"},
 		{[]string{"NVIDIA_VISIBLE_DEVICES=all"}, `{"Runtime":"nvidia","DeviceRequests":[{"Driver":"cdi","DeviceIDs":["nvidia.com/gpu=0"]}]}`, true, true, "void"},
 		{[]string{"NVIDIA_VISIBLE_DEVICES=all"}, `{"Runtime":"nvidia","Devices":[{"PathOnHost":"/dev/nvidia0"}]}`, true, true, "void"},
 	} {

@@ -28,13 +28,14 @@ func TestMayRestart(t *testing.T) {
 		ended  bool
 		code   int
 		want   bool
+		failed string
 	}{
-		{"", false, 0, false}, {"no", true, 1, false},
-		{"always", false, 0, true}, {"always", true, 0, true},
-		{"unless-stopped", false, 0, true}, {"unless-stopped", true, 137, false},
-		{"on-failure", false, 0, true}, {"on-failure", true, 0, false}, {"on-failure", true, 1, true},
+		{"", false, 0, false, ""}, {"no", true, 1, false, ""}, {"unless-stopped", true, 127, true, "no such file"}, {"on-failure", true, 0, true, "x"},
+		{"always", false, 0, true, ""}, {"always", true, 0, true, ""},
+		{"unless-stopped", false, 0, true, ""}, {"unless-stopped", true, 137, false, ""},
+		{"on-failure", false, 0, true, ""}, {"on-failure", true, 0, false, ""}, {"on-failure", true, 1, true, ""},
 	} {
-		if got := MayRestart(container.RestartPolicy{Name: container.RestartPolicyMode(c.policy)}, c.ended, c.code); got != c.want {
+		if got := MayRestart(container.RestartPolicy{Name: container.RestartPolicyMode(c.policy)}, c.ended, c.code, c.failed); got != c.want {
 			t.Errorf("%+v: %t", c, got)
 		}
 	}

@@ -109,9 +109,38 @@ func checkStorage(p *Profile, req *container.CreateRequest) string {
 	return ""
 }
 
+// maxPorts is how many ports of the host one container may publish: the Engine runs two
+// processes as root for each, outside of every limit of the user's.
+const maxPorts = 128
+
+func portCount(n int) string {
+	if n <= maxPorts {
+		return ""
+	}
+	return fmt.Sprintf("publishing %d ports; Publish %d or fewer, and let containers reach each other by a network of theirs.", n, maxPorts)
+}
+
+// ExposedPorts decides about the ports that -P publishes of an image's.
+func ExposedPorts(p *Profile, req *container.CreateRequest, image int) Verdict {
+	if why := portCount(image + len(req.ExposedPorts)); why != "" && req.HostConfig.PublishAllPorts && !p.OwnershipOnly {
+		return refuseByRule(p, "published-ports", "-P "+why)
+	}
+	return allow("published-ports")
+}
+
 // checkPorts knows the Engine's form of a port: a number, a range, or none for one
 // that the Engine chooses.
 func checkPorts(p *Profile, req *container.CreateRequest) string {
+	count := 0
+	for _, bindings := range req.HostConfig.PortBindings {
+		count += max(1, len(bindings))
+	}
+	if req.HostConfig.PublishAllPorts && req.Config != nil {
+		count += len(req.ExposedPorts)
+	}
+	if why := portCount(count); why != "" {
+		return why
+	}
 	for _, bindings := range req.HostConfig.PortBindings {
 		for _, b := range bindings {
 			first, last, isRange := strings.Cut(b.HostPort, "-")

@@ -3,11 +3,13 @@ package policy
 import (
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/network"
+	"github.com/docker/go-connections/nat"
 )
 
 // confined, as the daemon ships it, as far as these tests need it.
@@ -217,5 +219,32 @@ func TestHarden(t *testing.T) {
 	Harden(confined, req)
 	if req.HostConfig.MaskedPaths != nil || req.HostConfig.ReadonlyPaths != nil || len(req.HostConfig.CapDrop) > 0 {
 		t.Errorf("confined: %+v", req.HostConfig)
+	}
+}
+
+// TestManyPorts publishes more ports than one container may.
+func TestManyPorts(t *testing.T) {
+	p := &Profile{Name: "p"}
+	for n, ok := range map[int]bool{maxPorts: true, maxPorts + 1: false} {
+		one, many, all := hostConfig(t, `{}`), hostConfig(t, `{}`), hostConfig(t, `{"PublishAllPorts":true}`)
+		one.HostConfig.PortBindings, many.HostConfig.PortBindings = nat.PortMap{}, nat.PortMap{}
+		all.ExposedPorts = nat.PortSet{}
+		for i := range n {
+			port := nat.Port(strconv.Itoa(2000+i) + "/tcp")
+			one.HostConfig.PortBindings["80/tcp"] = append(one.HostConfig.PortBindings["80/tcp"], nat.PortBinding{HostPort: strconv.Itoa(2000 + i)})
+			many.HostConfig.PortBindings[port] = nil
+			all.ExposedPorts[port] = struct{}{}
+		}
+		for _, req := range []*container.CreateRequest{one, many, all} {
+			if v := HostVerdict(p, req); v.Allowed() != ok {
+				t.Errorf("%d: %v", n, v)
+			}
+		}
+		if v := ExposedPorts(p, hostConfig(t, `{"PublishAllPorts":true}`), n); v.Allowed() != ok {
+			t.Errorf("%d of the image: %v", n, v)
+		}
+		if v := ExposedPorts(p, hostConfig(t, `{}`), n); !v.Allowed() {
+			t.Errorf("%d of the image, not published: %v", n, v)
+		}
 	}
 }

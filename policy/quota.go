@@ -128,9 +128,10 @@ func Restarts(p container.RestartPolicy) bool { return p.Name != "" && p.Name !=
 
 // MayRestart reports whether the Engine may start a container by itself that has this
 // policy: one that ended stays so under unless-stopped, since only its user ends it for
-// good, and under on-failure where it did not fail.
-func MayRestart(p container.RestartPolicy, ended bool, exitCode int) bool {
-	if ended && (p.Name == "unless-stopped" || p.Name == "on-failure" && exitCode == 0) {
+// good, and under on-failure where it did not fail. A start that failed last, as the
+// Engine's error tells, takes back that its user ended it.
+func MayRestart(p container.RestartPolicy, ended bool, exitCode int, lastError string) bool {
+	if ended && lastError == "" && (p.Name == "unless-stopped" || p.Name == "on-failure" && exitCode == 0) {
 		return false
 	}
 	return Restarts(p)

@@ -78,6 +78,8 @@ type exchange struct {
 	hold    *quota.Hold
 	holding quota.Container
 	granted []string
+	// awaited is true where the Engine's answer is awaited even if the client leaves.
+	awaited bool
 	// oneself is true where the container must be its user and nobody else.
 	oneself bool
 	// inherited are the binds of those.

@@ -48,7 +48,8 @@ func (x *exchange) reserve(ask quota.Ask) (policy.Verdict, error) {
 	if hold.Warning != "" {
 		x.warnings = append(x.warnings, hold.Warning)
 	}
-	x.hold = hold
+	// A promise ends with what the Engine says, not with the client's patience.
+	x.hold, x.awaited = hold, !ask.Build
 	x.atEnd(func() {
 		if x.forwarded && x.rec.Status == 0 && !ask.Build {
 			// The Engine may still do it: the promise stands until the book has heard of it.
@@ -71,6 +72,9 @@ func (x *exchange) createGate(req *container.CreateRequest) (policy.Verdict, err
 		return policy.Verdict{}, err
 	}
 	x.runs = config
+	if v := policy.ExposedPorts(x.profile(), req, config.Exposed); !v.Allowed() {
+		return v, nil
+	}
 	host, err := x.host()
 	if err != nil {
 		return policy.Verdict{}, err

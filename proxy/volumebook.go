@@ -256,7 +256,9 @@ func (x *exchange) holdVolumes(use volumeUse, names ...string) error {
 
 // stays reports whether the Engine's answer is awaited even if the client leaves: what
 // the request does with volumes is done no sooner.
-func (x *exchange) stays() bool { return x.volumeHold != nil && x.volumeHold.use != makeVolume }
+func (x *exchange) stays() bool {
+	return x.awaited || x.volumeHold != nil && x.volumeHold.use != makeVolume
+}
 
 // madeVolume remembers a volume that this request has made.
 func (x *exchange) madeVolume(name string) {

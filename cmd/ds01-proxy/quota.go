@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -60,6 +61,13 @@ func (d *daemon) quotas(c *config, client *engine.Client) (*quota.Keeper, error)
 		limiter: func() (*cgroupstat.Limiter, error) { return cgroupstat.NewLimiter(tree) },
 	}
 	return &quota.Keeper{
+		Unknown: func(user string) bool {
+			return slices.ContainsFunc(d.feed.Unknown(), func(id string) bool {
+				_, known := book.Container(id)
+				owner, _ := d.index.OwnerOf(id)
+				return !known && owner == user
+			})
+		},
 		Book: book, Reader: reader, LimitsOf: d.limits.Of, Accounting: accounting, CountRunning: c.Quota.Count == "running",
 		RawUsage: c.Quota.PageCache == "all", OnError: switchOf(c.OnCgroupError), Now: time.Now,
 		SliceOf: func(s *policy.Subject) string { return units.CgroupPath(s.Group, s.Slice) },

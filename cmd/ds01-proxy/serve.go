@@ -146,7 +146,10 @@ func newDaemon(c *config) (_ *daemon, err error) {
 	d.index.Uses = func(id, owner string, tokens []string) {
 		d.noteErr("remember a container's binds", stage.Use(id, owner, tokens))
 	}
-	d.index.Gone = func(id string) { d.noteErr("take away a container's binds", stage.Release(id)) }
+	d.index.Gone = func(id string) {
+		d.feed.Book.Gone(id)
+		d.noteErr("take away a container's binds", stage.Release(id))
+	}
 	d.index.Known = func(exists func(string) bool) {
 		d.noteErr("take away unused binds", stage.Sweep(exists))
 		d.warnOfRoot()

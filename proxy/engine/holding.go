@@ -40,6 +40,7 @@ func (c *Client) Holding(ctx context.Context, id string, host policy.Host) (Hold
 			Running, Paused, Restarting bool
 			Status                      string
 			ExitCode                    int
+			Error                       string
 			StartedAt                   time.Time
 		}
 	}
@@ -51,7 +52,7 @@ func (c *Client) Holding(ctx context.Context, id string, host policy.Host) (Hold
 	h := Holding{ID: id, Name: ownName([]string{one.Name}), Began: one.State.StartedAt, Running: one.State.Running || one.State.Paused || one.State.Restarting, Fresh: one.State.Status == "created"}
 	if hc := one.HostConfig; hc != nil {
 		h.Memory, h.CgroupParent = hc.Memory, hc.CgroupParent
-		h.Restarts = policy.MayRestart(hc.RestartPolicy, one.State.Status == "exited", one.State.ExitCode)
+		h.Restarts = policy.MayRestart(hc.RestartPolicy, one.State.Status == "exited", one.State.ExitCode, one.State.Error)
 	}
 	if one.Config != nil {
 		h.GPUs = policy.AskedGPUs(&container.CreateRequest{Config: one.Config, HostConfig: one.HostConfig}, nil, host)

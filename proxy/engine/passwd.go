@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync"
 
+	"golang.org/x/sync/singleflight"
+
 	"github.com/ds01/ds01-proxy/policy"
 )
 
@@ -19,6 +21,9 @@ import (
 // once, from a container that is made for that and never started.
 type Passwd struct {
 	client *Client
+
+	// reading are the images whose files are being read.
+	reading singleflight.Group
 
 	mu    sync.Mutex
 	files map[string][2]string
@@ -45,7 +50,8 @@ func (p *Passwd) Lookup(ctx context.Context, imageID, user string) (uid, gid uin
 			return uid, gid, nil
 		}
 	}
-	files, err := p.read(ctx, imageID)
+	read, err, _ := p.reading.Do(imageID, func() (any, error) { return p.read(context.WithoutCancel(ctx), imageID) })
+	files, _ := read.([2]string)
 	if err != nil {
 		return 0, 0, fmt.Errorf("users of image %.19s: %w", imageID, err)
 	}
@@ -101,7 +107,8 @@ func (p *Passwd) read(ctx context.Context, imageID string) ([2]string, error) {
 	var made struct{ ID string }
 	err := p.client.postJSON(ctx, "/containers/create", map[string]any{
 		"Image": imageID, "Entrypoint": []string{"/none"}, "NetworkDisabled": true,
-		"Labels": map[string]string{policy.LabelManaged: "true", policy.LabelProtected: "true"},
+		// What the image says of owners would hold otherwise.
+		"Labels": map[string]string{policy.LabelManaged: "true", policy.LabelProtected: "true", policy.LabelUser: "", policy.LabelLegacyUser: ""},
 	}, &made)
 	if err != nil {
 		return files, err

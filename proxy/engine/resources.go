@@ -242,6 +242,8 @@ type ImageConfig struct {
 	// Labels are what its containers inherit, Env their environment.
 	Labels map[string]string
 	Env    []string
+	// Exposed are how many ports -P publishes.
+	Exposed int
 }
 
 // ImageConfig asks for what an image says of its containers.
@@ -258,13 +260,15 @@ func (r *Resources) ImageConfig(ctx context.Context, image string) (ImageConfig,
 			WorkingDir string
 			Labels     map[string]string
 			Env        []string
+
+			ExposedPorts map[string]struct{}
 		}
 	}
 	err := r.client.getJSON(ctx, "/images/"+url.PathEscape(image)+"/json", &one)
 	if err != nil {
 		return ImageConfig{}, fmt.Errorf("look up image %q: %w", image, err)
 	}
-	return ImageConfig{one.ID, one.Config.User, slices.Sorted(maps.Keys(one.Config.Volumes)), one.Config.WorkingDir, one.Config.Labels, one.Config.Env}, nil
+	return ImageConfig{one.ID, one.Config.User, slices.Sorted(maps.Keys(one.Config.Volumes)), one.Config.WorkingDir, one.Config.Labels, one.Config.Env, len(one.Config.ExposedPorts)}, nil
 }
 
 // States counts a user's containers by state: running, exited, paused and so on.

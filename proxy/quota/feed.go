@@ -3,6 +3,8 @@ package quota
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -81,14 +83,18 @@ func (f *Feed) poke() {
 	}
 }
 
-// lookers is how many containers are asked about at once.
-const lookers = 4
+// lookers is how many containers are asked about at once, and lookTime how long the
+// Engine may take: it waits for whoever copies from a container, which is its user's doing.
+const (
+	lookers  = 16
+	lookTime = 5 * time.Second
+)
 
-// retryAfter is how long a container waits that could not be asked about, and patience how
-// many failures of one keep all requests waiting for the first count.
+// retryAfter is how long a container waits that could not be asked about, and doubles with
+// each failure, longest times.
 const (
 	retryAfter = time.Second
-	patience   = 5
+	longest    = 6
 )
 
 // Run asks until ctx ends.
@@ -142,7 +148,9 @@ func (f *Feed) settled() {
 
 func (f *Feed) look(ctx context.Context, id string) {
 	version := f.Book.Version(id)
-	c, err := f.Look(ctx, id)
+	looking, cancel := context.WithTimeout(ctx, lookTime)
+	c, err := f.Look(looking, id)
+	cancel()
 	f.mu.Lock()
 	times := f.failed[id] + 1
 	if delete(f.failed, id); err != nil && !errors.Is(err, ErrGone) {
@@ -154,22 +162,29 @@ func (f *Feed) look(ctx context.Context, id string) {
 		f.Book.Gone(id)
 	case ctx.Err() != nil:
 	case err != nil:
-		f.Log.Warn("cannot tell what a container holds; asking again", zap.String("container", id), zap.Error(err))
-		time.AfterFunc(retryAfter, func() { f.add(id) })
+		wait := retryAfter << min(times-1, longest)
+		f.Log.Warn("cannot tell what a container holds; asking again", zap.String("container", id), zap.Duration("in", wait), zap.Error(err))
+		time.AfterFunc(wait, func() { f.add(id) })
 	case !f.Book.Set(c, version):
 		// Something is newer than this answer.
 		f.add(id)
 	}
 }
 
-// Idle reports whether nothing is left to be asked, but for what has failed often.
+// Unknown are the containers that could not be asked about: whose they are has to wait,
+// and nobody else.
+func (f *Feed) Unknown() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.failed) == 0 {
+		return nil
+	}
+	return slices.Collect(maps.Keys(f.failed))
+}
+
+// Idle reports whether nothing is left to be asked, but for what has failed.
 func (f *Feed) Idle() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, times := range f.failed {
-		if times < patience {
-			return false
-		}
-	}
 	return f.listed && len(f.dirty) == 0 && f.busy == 0
 }

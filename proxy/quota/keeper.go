@@ -18,8 +18,11 @@ type Reader interface {
 // A Keeper decides about requests that make or start containers, and remembers what
 // it promised to those under way. All fields must be set.
 type Keeper struct {
-	Book   *Book
-	Reader Reader
+	Book *Book
+	// Unknown reports whether a user has containers that the book does not have since
+	// the Engine did not answer about them; nil means that nobody has.
+	Unknown func(user string) bool
+	Reader  Reader
 	// LimitsOf returns the limits of a user of a group.
 	LimitsOf func(user, group string) policy.Limits
 	// SliceOf is the path of a user's cgroup, and ScopeOf that of one of their
@@ -59,7 +62,7 @@ var ErrNotReady = errors.New("the containers are still being counted; try again 
 
 // Reserve decides about a request. What it promises counts until the Hold is ended.
 func (k *Keeper) Reserve(ctx context.Context, s *policy.Subject, ask Ask) (*Hold, policy.Verdict, error) {
-	if err := k.wait(ctx); err != nil {
+	if err := k.waitFor(ctx, s.User); err != nil {
 		return nil, policy.Verdict{}, err
 	}
 	// The Engine refuses what is negative; until then it must not count against the rest.
@@ -136,6 +139,24 @@ func (k *Keeper) Container(ctx context.Context, id string) (Container, error) {
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
+}
+
+// waitFor waits until a user's containers are known, as far as that is to be had.
+func (k *Keeper) waitFor(ctx context.Context, user string) error {
+	if err := k.wait(ctx); err != nil {
+		return err
+	}
+	for until := time.Now().Add(syncWait); k.Unknown != nil && k.Unknown(user); {
+		if time.Now().After(until) {
+			return ErrNotReady
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	return nil
 }
 
 // wait waits for the first list.
