@@ -398,3 +398,35 @@ func TestLimitsAreShown(t *testing.T) {
 		t.Errorf("the last refusal is %+v", r.Refused)
 	}
 }
+
+// TestAStartOutlivesItsClient: what was promised to a start stands until the Engine has
+// answered, however long that takes and whoever waits for it.
+func TestAStartOutlivesItsClient(t *testing.T) {
+	b := limitedBed(t)
+	b.quota.Book.Set(quota.Container{ID: aliceID, User: "alice", Memory: 2 * gib}, b.quota.Book.Version(aliceID))
+	released := make(chan struct{})
+	b.engine.answer(func(w http.ResponseWriter, _ *http.Request) {
+		<-released
+		w.WriteHeader(http.StatusNoContent)
+	})
+	c := b.dial(t, "alice")
+	if _, err := io.WriteString(c, "POST /containers/alices/start HTTP/1.1\r\nHost: d\r\nContent-Length: 0\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	for len(b.engine.take()) == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	c.Close()
+	time.Sleep(100 * time.Millisecond)
+	b.records.mu.Lock()
+	over := len(b.records.list)
+	b.records.mu.Unlock()
+	if over > 0 {
+		t.Error("the request is over before the Engine has answered")
+	}
+	close(released)
+	eventually(t, func() bool {
+		started, _ := b.quota.Book.Container(aliceID)
+		return started.Running
+	})
+}
