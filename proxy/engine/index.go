@@ -65,12 +65,6 @@ type Index struct {
 	latest  *table
 }
 
-// State is what the Engine says of itself.
-type State struct {
-	Version
-	Info
-}
-
 // NewIndex returns an empty Index that asks client.
 func NewIndex(client *Client, log *zap.Logger) *Index {
 	return &Index{client: client, log: log, table: newTable(0), execs: make(map[string]string), listing: make(chan struct{}, 1)}
@@ -89,34 +83,6 @@ func (x *Index) Size() (containers, execs int, synced bool) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	return len(x.table.byID), len(x.execs), x.synced
-}
-
-// State returns what the Engine says of itself, asking it only where that is
-// not known yet.
-func (x *Index) State(ctx context.Context) (*State, error) {
-	x.mu.RLock()
-	st := x.state
-	x.mu.RUnlock()
-	if st != nil {
-		return st, nil
-	}
-	return x.readState(ctx)
-}
-
-func (x *Index) readState(ctx context.Context) (*State, error) {
-	v, err := x.client.Version(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("ask the Engine for its version: %w", err)
-	}
-	info, err := x.client.Info(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("ask the Engine for its cgroup driver: %w", err)
-	}
-	st := &State{Version: v, Info: info}
-	x.mu.Lock()
-	x.state = st
-	x.mu.Unlock()
-	return st, nil
 }
 
 // Container resolves ref, as user's, to a container. The owner's own containers
