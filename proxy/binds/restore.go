@@ -20,13 +20,13 @@ func (s *Stage) Restore() (missing []Bind, err error) {
 	if err != nil {
 		return nil, err
 	}
-	todo := make(map[string][]Bind)
+	absent := make(map[string][]Bind)
 	for _, b := range s.All() {
 		if !mounted[s.Path(b.Token)] {
-			todo[b.User] = append(todo[b.User], b)
+			absent[b.User] = append(absent[b.User], b)
 		}
 	}
-	missing = s.againAll(todo)
+	missing = s.againAll(absent)
 	for _, b := range missing {
 		err = errors.Join(err, s.block(b.Token))
 	}
@@ -51,13 +51,13 @@ const maxOpening = 8
 // againAll mounts users' binds, and returns those that cannot be. A path that does not
 // answer holds up nobody else's, and costs its user one of those that are opened at
 // the same time: with all of them gone the user's others are not tried.
-func (s *Stage) againAll(todo map[string][]Bind) (missing []Bind) {
+func (s *Stage) againAll(absent map[string][]Bind) (missing []Bind) {
 	var (
 		mu     sync.Mutex
 		all    sync.WaitGroup
 		queues []chan Bind
 	)
-	for _, list := range todo {
+	for _, list := range absent {
 		queue := make(chan Bind, len(list))
 		for _, b := range list {
 			queue <- b
