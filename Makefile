@@ -53,7 +53,9 @@ lint: ## gofmt, vet and staticcheck
 	$(GO) tool staticcheck ./...
 
 bench: deps build ## speed as ratios to the raw socket, in one interleaved run (root)
-	@$(GO) build -o bin/bench ./integration/bench && exec bin/bench -binary $(BIN)
+	@$(GO) build -o bin/bench ./integration/bench && bin/bench -binary $(BIN)
+	@echo; echo "one reading of a slice, and one decision about memory:"
+	@$(GO) test -run '^$$' -bench 'Read|Reserve' -benchtime 2000x ./cgroupstat ./proxy/quota | grep ^Benchmark
 
 fuzz: ## half a minute on each fuzz target
 	@set -e; for p in ./proxy ./proxy/limits; do \
