@@ -16,6 +16,10 @@ func (h *Hold) Drop() {
 	}
 	h.book.mu.Lock()
 	defer h.book.mu.Unlock()
+	if _, stands := h.a.promises[h.p]; stands && h.p.of != "" {
+		// No event tells of a start that failed, and it changes what the Engine does next.
+		h.book.again(h.p.of)
+	}
 	delete(h.a.promises, h.p)
 }
 
