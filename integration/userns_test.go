@@ -257,3 +257,25 @@ func onesOwnDocker(t *testing.T, p *lab.Proxy, mine string, on func(args ...stri
 		t.Errorf("uid 1000 as an admin: %s", out)
 	}
 }
+
+// TestRootStepsAreTold looks for the record of a build whose steps are the host's root.
+func TestRootStepsAreTold(t *testing.T) {
+	p, _ := withHomes(t, "")
+	classic(t)
+	untag(t, "rootsteps:1")
+	if out, err := p.Docker(limit(t), lab.Alice, "build", "-q", "-t", "rootsteps:1", dockerfile(t, lab.Alice, "rootsteps", "FROM busybox:local\nRUN id\n")); err != nil {
+		t.Fatal(out)
+	}
+	eventually(t, "the build is recorded as let through", func() bool {
+		text, err := p.Audit()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(text) {
+			if strings.Contains(line, "/build") && strings.Contains(line, `"verdict":"fail_open"`) && strings.Contains(line, "container-root") {
+				return true
+			}
+		}
+		return false
+	})
+}

@@ -87,8 +87,11 @@ func ContainerRoot(p *Profile, a Account, req *container.CreateRequest, sw Switc
 
 // RootSteps decides about a build on an Engine that maps no users: its steps run as root.
 func RootSteps(p *Profile, sw Switch) Verdict {
-	if p.OwnershipOnly || sw == SwitchAllow {
-		return allow("container-root")
+	switch {
+	case p.OwnershipOnly:
+		return allow("open-profile")
+	case sw == SwitchAllow:
+		return failOpen("container-root", "the Engine maps no users, so the steps of this build are root of the host to their user's other processes (userns-remap)")
 	}
 	return refuse("container-root", fmt.Sprintf("Permission denied: the steps of a build run as root, and root in a container would be root of this host (rule container-root, profile %s). Build elsewhere and load or pull the image.", p.Name))
 }

@@ -32,7 +32,7 @@ func commitContainer(x *exchange) (policy.Verdict, error) {
 		return v, err
 	}
 	x.setQuery("container", obj.ID)
-	if v, err = also(v)(x.sealed("a commit")); err != nil || !v.Allowed() {
+	if v, err = x.with(v)(x.sealed("a commit")); err != nil || !v.Allowed() {
 		return v, err
 	}
 	tags, err := x.commitTag()
@@ -63,19 +63,20 @@ func build(x *exchange) (policy.Verdict, error) {
 		}
 	} else if v := policy.BuildPull(isTrue(x.query.Get("pull"))); !v.Allowed() {
 		return v, nil
-	} else if v, err := x.rootSteps(); err != nil || !v.Allowed() {
-		return v, err
+	}
+	root, err := x.rootSteps()
+	if err != nil || !root.Allowed() {
+		return root, err
 	}
 	tags, err := x.buildTags(exported)
 	if err != nil || !tags.Allowed() {
 		return tags, err
 	}
+	var v policy.Verdict
 	if kit {
-		return buildKit(x)
-	}
-	v, err := x.classicBuild()
-	if err == nil && v.Allowed() {
-		v, err = also(v)(x.sealed("a build"))
+		v, err = buildKit(x)
+	} else if v, err = x.classicBuild(); err == nil && v.Allowed() {
+		v, err = x.with(x.opened(v, root))(x.sealed("a build"))
 	}
 	if err == nil && v.Allowed() && tags.Outcome == policy.FailOpen {
 		v = x.opened(tags, v)
@@ -85,9 +86,6 @@ func build(x *exchange) (policy.Verdict, error) {
 
 // rootSteps decides about the steps of a build where the Engine maps no users.
 func (x *exchange) rootSteps() (policy.Verdict, error) {
-	if x.srv.Switches.ContainerRoot == policy.SwitchAllow {
-		return policy.Pass(), nil
-	}
 	if mapped, err := x.mapsUsers(); err != nil || mapped {
 		return policy.Pass(), err
 	}
@@ -223,10 +221,15 @@ func (x *exchange) buildNetwork() (policy.Verdict, error) {
 // buildKit lets a build session through, or not: what happens inside it the proxy
 // does not see.
 func buildKit(x *exchange) (policy.Verdict, error) {
-	if v, err := x.rootSteps(); err != nil || !v.Allowed() {
-		return v, err
+	root, err := x.rootSteps()
+	if err != nil || !root.Allowed() {
+		return root, err
 	}
-	return also(policy.BuildKit(x.switches().BuildKit))(x.sealed("a build"))
+	kit := policy.BuildKit(x.switches().BuildKit)
+	if !kit.Allowed() {
+		return kit, nil
+	}
+	return x.with(x.opened(root, kit))(x.sealed("a build"))
 }
 
 // setQuery sets a parameter to one value.

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/url"
 	"runtime/debug"
+	"slices"
 	"strings"
 
 	"github.com/ds01/ds01-proxy/policy"
@@ -310,7 +311,8 @@ func (x *exchange) opened(first, then policy.Verdict) policy.Verdict {
 	if then.Outcome != policy.FailOpen {
 		return first
 	}
-	if first.Outcome == policy.FailOpen && first.Rule != then.Rule {
+	known := slices.ContainsFunc(x.also, func(c audit.Cause) bool { return c.Rule == first.Rule })
+	if first.Outcome == policy.FailOpen && first.Rule != then.Rule && !known {
 		x.also = append(x.also, audit.Cause{Rule: first.Rule, Reason: first.Reason})
 	}
 	return then

@@ -260,7 +260,7 @@ func readArchive(x *exchange) (policy.Verdict, error) {
 	if slices.ContainsFunc(x.srv.Staged.Of(obj.ID), unmapped) {
 		return policy.CopyUnmapped(x.profile()), nil
 	}
-	return also(v)(x.heldArchive(obj.ID, obj.Owner))
+	return x.with(v)(x.heldArchive(obj.ID, obj.Owner))
 }
 
 // exec resolves the exec in the path to its container's owner. Exec IDs have no

@@ -159,12 +159,15 @@ func (x *exchange) holdStart(owner string) {
 	x.release = lock.RUnlock
 }
 
-// also takes a second verdict: what refuses counts, and then what lets through by a switch.
-func also(v policy.Verdict) func(policy.Verdict, error) (policy.Verdict, error) {
+// with takes a second verdict: what refuses counts, and then what lets through by a switch.
+func (x *exchange) with(v policy.Verdict) func(policy.Verdict, error) (policy.Verdict, error) {
 	return func(other policy.Verdict, err error) (policy.Verdict, error) {
-		if err != nil || !other.Allowed() || v.Allowed() && v.Outcome != policy.FailOpen && other.Outcome == policy.FailOpen {
+		switch {
+		case err != nil || !other.Allowed():
 			return other, err
+		case !v.Allowed():
+			return v, nil
 		}
-		return v, nil
+		return x.opened(v, other), nil
 	}
 }

@@ -22,7 +22,7 @@ func putArchive(x *exchange) (policy.Verdict, error) {
 	if err != nil || !v.Allowed() {
 		return v, err
 	}
-	if v, err = also(v)(x.heldArchive(obj.ID, obj.Owner)); err != nil || !v.Allowed() || x.profile().OwnershipOnly || x.subject.Mode != policy.ModeFull {
+	if v, err = x.with(v)(x.heldArchive(obj.ID, obj.Owner)); err != nil || !v.Allowed() || x.profile().OwnershipOnly || x.subject.Mode != policy.ModeFull {
 		return v, err
 	}
 	x.filterBody(copyPlain)
